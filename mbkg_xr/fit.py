@@ -1,0 +1,392 @@
+"""The fit: passes over the pixels, clipping, noise, and the choice of the model.
+
+Each pass reads the selected pixels once and brings back moments, a histogram of normalised
+residuals and noise sums (`mbkg_xr.moments`). Between passes everything happens on those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from .errors import DatasetError, FitError, ParameterError, SelectionError
+from .master import build_master
+from .models import BSpline, Fitted, LogPolynomial, Problem
+from .moments import (
+    BIN_SPANS,
+    HISTOGRAM_EDGES,
+    PassState,
+    PassSums,
+    accumulate,
+    median_start,
+)
+from .schema import SLIT_IDENTITY, validate
+from .select import why_empty
+from .spans import SpanGrid, span_grid
+
+__all__ = ["fit_master", "histogram_quantiles"]
+
+Array = NDArray[np.float64]
+
+_MAX_GROUPS = 64
+_BIN_PIXELS = 200  # a running centre from fewer pixels than this is noise
+_CHOOSE_PASSES = 3  # the model is chosen anew in this many passes, then kept
+_USUAL = 3.0  # pixels with errors beyond this many medians say nothing of the usual noise
+_CONVERGED = 0.02  # change of the master between passes, in units of its standard error
+
+
+def fit_master(
+    ds: xr.Dataset,
+    *,
+    model: BSpline | LogPolynomial | None = None,
+    clip: float = 4.0,
+    max_passes: int = 10,
+    leave_out: str = "slit",
+    bad_slits: str = "raise",
+    grid: SpanGrid | None = None,
+    memory: int = 2**30,
+    on_pass: Callable[[str], None] | None = None,
+) -> xr.Dataset:
+    """Fit the master spectrum to the selected pixels of all slits. Computes.
+
+    Weights are 1 / variance with the photon noise of the *model*, not of the datum: STScI errors
+    come from the pixel's own counts, and weights from those pull the sky low by several per cent.
+    Pixels are clipped about a running centre at `clip` times a running, scaled MAD.
+
+    Parameters
+    ----------
+    ds
+        A slit dataset with ``selected`` (see `select_background`).
+    model
+        `BSpline` (default) or `LogPolynomial`.
+    clip
+        Clipping limit in units of the local scatter.
+    max_passes
+        Upper limit of the robust passes.
+    leave_out
+        What is left out together for the held-out score: ``"slit"``, or a slit coordinate such
+        as ``"nod"``, ``"exposure"`` or ``"slitlet"``. More than 64 groups are merged to 64.
+    bad_slits
+        ``"raise"`` where a slit is all flagged or has no valid errors, or ``"skip"`` it (its
+        ``n_selected`` is then 0).
+    grid
+        Spans, for dispersers mbkg_xr does not know.
+    memory
+        Bytes of pixels that may be kept between passes; more than that is read again.
+    on_pass
+        Called with a line of text as each pass begins.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``polynomial(span, power)``: the sky as a cubic in t on each span between consecutive
+        ``edge``; ``expected``: its pixel mean; ``sky_error(span, node)``; ``constrained(span)``;
+        ``coefficient``, ``covariance``, ``knots`` of the model (those of `LogPolynomial` are
+        Chebyshev coefficients of ln flux on ``attrs["low"]`` to ``attrs["high"]`` um);
+        ``heldout_polynomial(leave_out, span, power)``; ``score_*(candidate)``, every model tried;
+        ``pass_*(pass)``, the clip history; ``n_selected`` and ``n_used`` by slit.
+        ``attrs["scatter"]`` is the true scatter in units of the model's error.
+
+    Raises
+    ------
+    SelectionError
+        Where nothing is selected, with the reason.
+    FitError
+        Where there are fewer pixels than coefficients.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> ds = mx.select_background(mx.simulate_program(exposures=2, slits=4, background_slits=2))
+    >>> master = mx.fit_master(ds, model=mx.BSpline(spacing=12))
+    >>> master.attrs["model"]
+    'bspline'
+    """
+    validate(ds)
+    model = BSpline() if model is None else model
+    _check_parameters(ds, clip, max_passes, bad_slits)
+    grid = span_grid(ds) if grid is None else grid
+    ds = _kept(ds, memory)
+    say = on_pass or (lambda text: None)
+    groups, group_names = _groups(ds, leave_out)
+
+    say("running median")
+    scale, state = _start(ds, grid, log_data=model.log_data)
+    say("noise")
+    sums = accumulate(ds, grid, state, groups, len(group_names))
+    _check_slits(ds, sums, bad_slits)
+    state = _next_state(state, sums, clip, state.model)
+
+    history: list[dict] = []
+    fitted: Fitted | None = None
+    table: list[dict] = []
+    current = model
+    for number in range(1, max_passes + 1):
+        say(f"pass {number}")
+        sums = accumulate(ds, grid, state, groups, len(group_names))
+        problem = Problem(grid, sums.moments, sums.count, scale)
+        if not sums.count.any():
+            raise FitError(
+                "no pixel left after clipping", found=f"clip={clip}", remedy="clip less hard"
+            )
+        previous, fitted = fitted, current.fit(problem)
+        if number <= _CHOOSE_PASSES:
+            table = fitted.table
+        if number == _CHOOSE_PASSES:
+            current = _fixed(model, fitted)
+        change = _change(previous, fitted)
+        scatter = _scatter(sums)
+        history.append(
+            {
+                "selected": int(sums.pixels[:, 0].sum()),
+                "used": int(sums.pixels[:, 1].sum()),
+                "scatter": scatter,
+                "change": change,
+            }
+        )
+        if number > _CHOOSE_PASSES and change < _CONVERGED:
+            break
+        state = _next_state(state, sums, clip, fitted.expected)
+    assert fitted is not None
+    fitted.table = table
+    if fitted.heldout.size:
+        fitted.heldout = fitted.heldout[: len(group_names)]
+    return build_master(
+        fitted,
+        grid,
+        constrained=_constrained(problem),
+        # The seed's errors come from its own residuals and need no scaling.
+        scatter=1.0 if model.log_data else scatter,
+        gain=state.gain,
+        history=history,
+        slits=ds,
+        groups=groups,
+        pixels=sums.pixels,
+        attrs={
+            "model": model.name,
+            "configuration": ds.attrs["configuration"],
+            "units": ds["flux"].attrs["units"],
+            "clip": float(clip),
+            "left_out": leave_out,
+            "n_pixels": int(sums.pixels[:, 1].sum()),
+            "converged": int(history[-1]["change"] < _CONVERGED),
+        },
+    )
+
+
+def _kept(ds: xr.Dataset, memory: int) -> xr.Dataset:
+    """The columns that every pass reads, kept in memory where they are small enough."""
+    used = ["flux", "error", "selected", "wavelength", "var_rnoise", "var_poisson"]
+    columns = ds[[name for name in used if name in ds.variables]]
+    if columns.nbytes > memory:
+        return ds
+    kept = columns.persist()
+    return ds.assign({name: kept[name] for name in columns.data_vars}).assign_coords(
+        wavelength=kept["wavelength"]
+    )
+
+
+def _check_parameters(ds: xr.Dataset, clip: float, max_passes: int, bad_slits: str) -> None:
+    if "selected" not in ds:
+        raise DatasetError(
+            "no pixels are marked as sky",
+            expected="variable selected",
+            remedy="call select_background first",
+        )
+    if not clip > 1:
+        raise ParameterError("unusable clipping limit", expected="more than 1 sigma", found=clip)
+    if max_passes < _CHOOSE_PASSES + 1:
+        raise ParameterError(
+            "too few passes", expected=f"at least {_CHOOSE_PASSES + 1}", found=max_passes
+        )
+    if bad_slits not in ("raise", "skip"):
+        raise ParameterError(
+            "unknown treatment of bad slits", expected="'raise' or 'skip'", found=bad_slits
+        )
+
+
+def _groups(ds: xr.Dataset, leave_out: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Group of each slit, from what the slits are and never from their order."""
+    if leave_out == "slit":
+        keys = ["|".join(map(str, k)) for k in zip(*(ds[c].values for c in SLIT_IDENTITY))]
+    elif leave_out in ds.coords and ds[leave_out].dims == ("slit",):
+        keys = ds[leave_out].values.astype(str).tolist()
+    else:
+        raise ParameterError(
+            "cannot leave out by this",
+            expected="'slit' or the name of a slit coordinate",
+            found=leave_out,
+        )
+    names = sorted(set(keys))
+    rank = {name: i % _MAX_GROUPS for i, name in enumerate(names)}
+    return np.array([rank[k] for k in keys], dtype=np.int64), names[:_MAX_GROUPS]
+
+
+def _start(ds: xr.Dataset, grid: SpanGrid, *, log_data: bool) -> tuple[Array, PassState]:
+    """First guess of the sky (positive, as a scale) and the state of the first pass."""
+    wavelength, median, error = median_start(ds, grid)
+    if median.size == 0:
+        raise why_empty(ds, 0)
+    edge_values = np.interp(grid.edges, wavelength, median)
+    model = np.zeros((grid.size, 4))
+    model[:, 0], model[:, 1] = edge_values[:-1], np.diff(edge_values)
+    floor = 0.05 * np.median(np.abs(median))
+    centre = np.interp(grid.centres, wavelength, median)
+    scale = np.maximum(centre, floor if floor > 0 else 1.0)
+    n = grid.size
+    # Before the noise is known z is in units of the error as given; a wide cut keeps what is wild
+    # out of the noise sums.
+    state = PassState(
+        model,
+        gain=np.full(n, np.nan),
+        centre=np.zeros(n),
+        cut=np.full(n, 10.0),
+        usual=_USUAL * np.interp(grid.centres, wavelength, error),
+        log=log_data,
+    )
+    return scale, state
+
+
+def _next_state(state: PassState, sums: PassSums, clip: float, model: Array) -> PassState:
+    """Noise, running centre and running width for the next pass."""
+    n = state.model.shape[0]
+    middle = (np.arange(sums.histogram.shape[0]) + 0.5) * BIN_SPANS
+    spans = np.arange(n) + 0.5
+    smooth = _merged(sums.histogram)
+    filled = smooth.sum(axis=1) > 0
+    quartiles = histogram_quantiles(smooth[filled], HISTOGRAM_EDGES, (0.25, 0.5, 0.75))
+    centre = np.interp(spans, middle[filled], quartiles[:, 1])
+    # Half the distance between quartiles is the MAD of a symmetric distribution.
+    width = 1.4826 * 0.5 * (quartiles[:, 2] - quartiles[:, 0])
+    width = np.interp(spans, middle[filled], np.maximum(width, 0.1))
+    model = np.where(np.isfinite(model), model, state.model)
+    return replace(
+        state, model=model, gain=_photon_gain(sums, n), centre=centre, cut=clip * width
+    )
+
+
+def _merged(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each bin with so many of its neighbours that it holds enough pixels."""
+    out = histogram.copy()
+    cumulative = np.concatenate([[0], np.cumsum(histogram.sum(axis=1))])
+    n = histogram.shape[0]
+    for b in range(n):
+        low, high = b, b + 1
+        while cumulative[high] - cumulative[low] < _BIN_PIXELS and (low > 0 or high < n):
+            low, high = max(low - 1, 0), min(high + 1, n)
+        out[b] = histogram[low:high].sum(axis=0)
+    return out
+
+
+def histogram_quantiles(histogram: NDArray, edges: Array, quantiles: tuple[float, ...]) -> Array:
+    """Quantiles of binned values, linear within a bin.
+
+    Parameters
+    ----------
+    histogram
+        ``(row, len(edges) + 1)`` counts, with underflow first and overflow last.
+    edges
+        Bin edges.
+    quantiles
+        Fractions between 0 and 1.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(row, quantile)``; NaN for rows without counts, the outer edges for what lies past them.
+
+    Examples
+    --------
+    >>> histogram_quantiles(np.array([[0, 2, 2, 0]]), np.array([0.0, 1.0, 2.0]), (0.5,)).tolist()
+    [[1.0]]
+    """
+    outer = np.concatenate([edges[:1], edges, edges[-1:]])
+    out = np.full((histogram.shape[0], len(quantiles)), np.nan)
+    for row, counts in enumerate(histogram):
+        cumulative = np.concatenate([[0], np.cumsum(counts)])
+        if cumulative[-1]:
+            out[row] = np.interp(np.array(quantiles) * cumulative[-1], cumulative, outer)
+    return out
+
+
+def _photon_gain(sums: PassSums, n_spans: int) -> Array:
+    """Photon variance a unit of flux, by span, at the reference exposure time.
+
+    From VAR_POISSON where the product has it. Where not, from the slope of error^2 against flux
+    at fixed wavelength: errors derived from a pixel's own counts follow its own noise.
+    """
+    kernel = np.ones(5)
+    n, x, photon, e2, xx, xe = (np.convolve(c, kernel, "same") for c in sums.noise.T)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if sums.noise[:, 2].any():
+            gain = photon / x
+        else:
+            gain = (n * xe - x * e2) / (n * xx - x * x)
+        gain = np.clip(gain, 0, e2 / x)
+    good = np.isfinite(gain) & (x > 0)
+    if not good.any():
+        return np.zeros(n_spans)
+    middle = (np.arange(n.size) + 0.5) * BIN_SPANS
+    return np.interp(np.arange(n_spans) + 0.5, middle[good], gain[good])
+
+
+def _fixed(model: BSpline | LogPolynomial, fitted: Fitted) -> BSpline | LogPolynomial:
+    """The model with what was chosen written in."""
+    if isinstance(model, BSpline):
+        return replace(
+            model,
+            spacing=int(fitted.description["spacing"]),
+            penalty=float(fitted.description["penalty"]),
+        )
+    return replace(model, degree=int(fitted.description["degree"]))
+
+
+def _change(previous: Fitted | None, fitted: Fitted) -> float:
+    """Largest change of the expected sky between passes, in units of its error."""
+    if previous is None:
+        return np.inf
+    with np.errstate(invalid="ignore"):
+        change = np.abs(fitted.expected - previous.expected)[:, 0] / fitted.sky_error[:, 0]
+    return float(np.nanmax(change))
+
+
+def _scatter(sums: PassSums) -> float:
+    """Scaled MAD of all residuals, in units of the model's error."""
+    total = sums.histogram.sum(axis=0, keepdims=True)
+    low, high = histogram_quantiles(total, HISTOGRAM_EDGES, (0.25, 0.75))[0]
+    return float(1.4826 * 0.5 * (high - low))
+
+
+def _constrained(problem: Problem) -> NDArray[np.bool_]:
+    """Spans with enough pixels about them; outside, a master says nothing."""
+    count = problem.count.sum(axis=0)
+    near = np.convolve(count, np.ones(9), "same")
+    first, last = problem.domain
+    inside = np.zeros(count.size, dtype=np.bool_)
+    inside[first:last] = True
+    return inside & (near >= 4)
+
+
+def _check_slits(ds: xr.Dataset, sums: PassSums, bad_slits: str) -> None:
+    """Find out why slits without a single selected pixel have none."""
+    empty = np.flatnonzero(sums.pixels[:, 0] == 0)
+    if empty.size == sums.pixels.shape[0]:
+        raise why_empty(ds, 0)
+    if bad_slits == "skip":
+        return
+    for index in empty:
+        error: SelectionError = why_empty(ds, int(index))
+        # Science slits of a single shutter have no sky, and that is in order.
+        if not error.cause.startswith("no sky pixel"):
+            error.remedy = f"{error.remedy}, or skip bad slits"
+            raise SelectionError(
+                error.cause,
+                where=error.where,
+                expected=error.expected,
+                found=error.found,
+                remedy=error.remedy,
+            )

@@ -1,0 +1,185 @@
+"""Zarr stores: one group a configuration, written whole or not at all, and checked by checksum."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from ..errors import StoreError
+from ..schema import SCHEMA_VERSION
+
+__all__ = ["create_store", "is_store", "open_store", "save", "write_group"]
+
+SLITS_A_CHUNK = 32
+
+
+def _encoding(ds: xr.Dataset) -> dict[str, dict]:
+    """Codecs and fill values of each variable, from the schema and never from where it came."""
+    out: dict[str, dict] = {}
+    for name, variable in ds.variables.items():
+        encoding: dict = {}
+        if variable.dtype.kind in "fiub":
+            # Without a checksum a flipped byte would be read as a pixel.
+            encoding["compressors"] = [
+                BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"),
+                Crc32cCodec(),
+            ]
+        if variable.dtype.kind == "f":
+            encoding["_FillValue"] = np.nan
+        if variable.chunks is not None:
+            encoding["chunks"] = tuple(c[0] for c in variable.chunks)
+        elif variable.dims[:3] == ("slit", "y", "x"):
+            encoding["chunks"] = (min(SLITS_A_CHUNK, variable.shape[0]), *variable.shape[1:])
+        out[str(name)] = encoding
+    return out
+
+
+@contextmanager
+def create_store(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A directory to write a store into, which gets its name only when all went well.
+
+    Parameters
+    ----------
+    path
+        Final name of the store.
+    overwrite
+        Replace what is there. It stays in place until the new store is complete.
+
+    Raises
+    ------
+    StoreError
+        Where `path` exists and may not be overwritten, or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise StoreError(
+            "the store exists",
+            where=str(path),
+            remedy="choose another name, or overwrite it (--overwrite)",
+        )
+    if path.exists() and not is_store(path):
+        raise StoreError(
+            "refusing to overwrite what is not a store",
+            where=str(path),
+            expected="a Zarr directory",
+            found="a directory of other files" if path.is_dir() else "a file",
+            remedy="choose another name",
+        )
+    staging = path.with_name(f".{path.name}.staging-{uuid.uuid4().hex[:8]}")
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise StoreError("cannot write here", where=str(path), found=error.strerror) from error
+    try:
+        yield staging
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def is_store(path: str | Path) -> bool:
+    """Whether a path holds a Zarr group."""
+    path = Path(path)
+    return path.is_dir() and any((path / name).exists() for name in ("zarr.json", ".zgroup"))
+
+
+def write_group(ds: xr.Dataset, store: str | Path, group: str) -> None:
+    """Write one dataset as a group of a store. Computes what is lazy, chunk by chunk."""
+    ds = ds.drop_encoding()
+    if "slit" in ds.dims and any(v.chunks for v in ds.variables.values()):
+        ds = ds.chunk({"slit": _even(ds)})
+    ds.to_zarr(
+        store, group=group, mode="a", zarr_format=3, consolidated=False, encoding=_encoding(ds)
+    )
+
+
+def _even(ds: xr.Dataset) -> int:
+    """The slit chunk length: that of the data, if it is one length, else the usual one."""
+    lengths = ds.chunksizes.get("slit", (SLITS_A_CHUNK,))
+    return int(lengths[0]) if len(set(lengths[:-1])) <= 1 else SLITS_A_CHUNK
+
+
+def save(
+    data: xr.Dataset | xr.DataTree | Mapping[str, xr.Dataset],
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Save slit datasets, masters or a tree of them to a Zarr store. Computes.
+
+    Parameters
+    ----------
+    data
+        A dataset (its group is its configuration), a tree, or datasets by group.
+    path
+        Where to write; nothing appears under this name before the store is complete.
+    overwrite
+        Replace an existing store.
+
+    Raises
+    ------
+    StoreError
+        Where the store exists, or cannot be written.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx, tempfile, pathlib
+    >>> ds = mx.simulate_program(exposures=1, slits=2, background_slits=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     mx.save(ds, pathlib.Path(folder) / "a.zarr")
+    ...     list(mx.open_program(pathlib.Path(folder) / "a.zarr").children)
+    ['prism-clear']
+    """
+    if isinstance(data, xr.Dataset):
+        groups = {data.attrs.get("configuration", "data"): data}
+    elif isinstance(data, xr.DataTree):
+        groups = {n.path.strip("/"): n.to_dataset() for n in data.subtree if n.has_data}
+    else:
+        groups = dict(data)
+    with create_store(path, overwrite=overwrite) as staging:
+        for group, ds in groups.items():
+            write_group(ds, staging, group)
+        finish(staging)
+
+
+def finish(store: str | Path) -> None:
+    """Mark a store with the version of the schema."""
+    zarr.open_group(store, mode="a").attrs["mbkg_xr_schema"] = SCHEMA_VERSION
+
+
+def open_store(path: str | Path) -> xr.DataTree:
+    """Open a store lazily, one node a configuration and what belongs to it below.
+
+    Raises
+    ------
+    StoreError
+        Where the path is no store, or was written by a newer version.
+    """
+    if not is_store(path):
+        raise StoreError(
+            "not a Zarr store",
+            where=str(path),
+            expected="a directory with zarr.json",
+            found="no such path" if not Path(path).exists() else "something else",
+        )
+    version = str(zarr.open_group(path, mode="r").attrs.get("mbkg_xr_schema", SCHEMA_VERSION))
+    if version.split(".")[0] > SCHEMA_VERSION.split(".")[0]:
+        raise StoreError(
+            "the store was written by a newer version",
+            where=str(path),
+            expected=f"schema {SCHEMA_VERSION}",
+            found=version,
+            remedy="update mbkg_xr",
+        )
+    return xr.open_datatree(path, engine="zarr", consolidated=False, chunks={})

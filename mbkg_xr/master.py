@@ -1,0 +1,225 @@
+"""The master spectrum as a dataset: what it holds, its value anywhere, and a fine sampling of it.
+
+A master is a cubic polynomial on each span of one detector pixel, whatever model it came from, so
+that evaluation, pixel means and antiderivatives are the same few lines for all models, and exact.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import DatasetError, ParameterError
+from .models import ERROR_NODES, Fitted, pixel_mean
+from .schema import SCHEMA_VERSION, SLIT_IDENTITY
+from .spans import SpanGrid
+
+__all__ = ["evaluate", "master_grid", "sample_master"]
+
+Array = NDArray[np.float64]
+
+
+def build_master(
+    fitted: Fitted,
+    grid: SpanGrid,
+    *,
+    constrained: NDArray[np.bool_],
+    scatter: float,
+    gain: Array,
+    history: list[dict],
+    slits: xr.Dataset,
+    groups: NDArray[np.int64],
+    pixels: NDArray[np.int64],
+    attrs: dict,
+) -> xr.Dataset:
+    """Put a fit into a dataset (see `fit_master` for what each variable means)."""
+    units = attrs["units"]
+    flux = {"units": units}
+    data: dict = {
+        "polynomial": (
+            ("span", "power"),
+            fitted.polynomial,
+            {**flux, "long_name": "sky in powers of t within each span"},
+        ),
+        "expected": (
+            ("span", "power"),
+            fitted.expected,
+            {**flux, "long_name": "pixel mean of the sky in powers of t within each span"},
+        ),
+        "sky_error": (
+            ("span", "node"),
+            fitted.sky_error * scatter,
+            {**flux, "long_name": "standard error of the pixel mean"},
+        ),
+        "constrained": ("span", constrained, {"long_name": "span lies in the fitted range"}),
+        "photon_gain": (
+            "span",
+            gain,
+            {"long_name": "photon variance a unit of flux in 1000 s", "units": units},
+        ),
+        "coefficient": ("parameter", fitted.coefficient),
+        "covariance": (("parameter", "parameter_2"), fitted.covariance * scatter**2),
+        "knots": ("knot", fitted.knots, {"units": "um"}),
+        "n_selected": ("slit", pixels[:, 0], {"long_name": "selected pixels"}),
+        "n_used": ("slit", pixels[:, 1], {"long_name": "pixels left after clipping"}),
+        "group": ("slit", groups, {"long_name": "what is left out together"}),
+    }
+    if fitted.heldout.size:
+        data["heldout_polynomial"] = (
+            ("leave_out", "span", "power"),
+            fitted.heldout,
+            {**flux, "long_name": "sky fitted without each group of slits"},
+        )
+    labels = np.array([str(row["label"]) for row in fitted.table])
+    for key in fitted.table[0]:
+        if key not in ("label", "criterion"):
+            data[f"score_{key}"] = ("candidate", np.array([row[key] for row in fitted.table]))
+    for key in history[0]:
+        data[f"pass_{key}"] = ("pass", np.array([row[key] for row in history]))
+    coords = {
+        "edge": ("span_edge", grid.edges, {"units": "um", "long_name": "wavelength of span edges"}),
+        "node": ("node", ERROR_NODES),
+        "candidate": ("candidate", labels),
+        **{k: ("slit", slits[k].values) for k in SLIT_IDENTITY},
+    }
+    description = {k: v for k, v in fitted.description.items() if np.isfinite(float(v))}
+    inside = np.flatnonzero(constrained)
+    return xr.Dataset(
+        data,
+        coords,
+        attrs={
+            "mbkg_xr_schema": SCHEMA_VERSION,
+            **attrs,
+            **description,
+            "dof": float(fitted.dof),
+            "scatter": float(scatter),
+            "chosen_by": fitted.table[0]["criterion"],
+            "wavelength_range": [float(grid.edges[inside[0]]), float(grid.edges[inside[-1] + 1])],
+        },
+    )
+
+
+def master_grid(master: xr.Dataset) -> SpanGrid:
+    """The spans a master was fitted on.
+
+    Raises
+    ------
+    DatasetError
+        Where the dataset is not a master.
+    """
+    if "polynomial" not in master or "edge" not in master.coords:
+        raise DatasetError(
+            "not a master spectrum",
+            expected="a dataset from fit_master",
+            found=" ".join(map(str, master.data_vars)) or "no variables",
+        )
+    return SpanGrid(master["edge"].values)
+
+
+def evaluate(master: xr.Dataset, wavelength: ArrayLike, *, mean: bool = False) -> Array:
+    """The master at given wavelengths.
+
+    Parameters
+    ----------
+    master
+        From `fit_master`.
+    wavelength
+        In um, of any shape.
+    mean
+        The mean over one detector pixel around each wavelength, instead of the sky itself.
+
+    Returns
+    -------
+    numpy.ndarray
+        In the master's units; NaN outside the fitted range.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> ds = mx.select_background(mx.simulate_program(exposures=2, slits=4, background_slits=2))
+    >>> master = mx.fit_master(ds)
+    >>> bool(mx.evaluate(master, 2.0) > 0), bool(np.isnan(mx.evaluate(master, 9.0)))
+    (True, True)
+    """
+    grid = master_grid(master)
+    polynomial = master["polynomial"].values
+    if mean:
+        polynomial = pixel_mean(polynomial)
+    polynomial = np.where(master["constrained"].values[:, None], polynomial, np.nan)
+    u = grid.pixel_coordinate(wavelength)
+    n = np.clip(np.nan_to_num(u).astype(int), 0, grid.size - 1)
+    t = u - n
+    c = polynomial[n]
+    return ((c[..., 3] * t + c[..., 2]) * t + c[..., 1]) * t + c[..., 0]
+
+
+def sample_master(master: xr.Dataset, *, tolerance: float = 1e-3) -> xr.Dataset:
+    """The master on a wavelength grid so fine that linear interpolation loses next to nothing.
+
+    Each span is divided into the same number of steps of h detector pixels. Linear interpolation
+    errs by at most ``h^2 / 8 max|S''|``, and a pixel that cuts through cells of constant sky by
+    ``h^2 / 8 max|S'|``; the number of steps is the least that keeps both under `tolerance` of the
+    sky everywhere, lines included.
+
+    Parameters
+    ----------
+    master
+        From `fit_master`.
+    tolerance
+        Largest loss by linear interpolation, as a fraction of the local sky.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``sky(wavelength)`` and its standard error ``sky_error(wavelength)``, over the fitted
+        range, with ``attrs["steps_per_pixel"]`` and ``attrs["sampling_loss"]`` (the largest loss
+        reached, a fraction of the local sky).
+
+    Raises
+    ------
+    ParameterError
+        If the tolerance is not between 0 and 1.
+    """
+    if not 0 < tolerance < 1:
+        raise ParameterError(
+            "unusable tolerance", expected="a number between 0 and 1", found=tolerance
+        )
+    grid = master_grid(master)
+    spans = np.flatnonzero(master["constrained"].values)
+    c = master["polynomial"].values[spans]
+    # A cubic's derivatives are close to largest at an end of the span, or in its middle.
+    at = np.array([0.0, 0.5, 1.0])
+    slope = np.abs(c[:, 1:2] + 2 * c[:, 2:3] * at + 3 * c[:, 3:4] * at**2).max(axis=1)
+    curvature = np.abs(2 * c[:, 2:3] + 6 * c[:, 3:4] * at).max(axis=1)
+    level = np.abs(c @ 0.5 ** np.arange(4))
+    # Where the sky itself is next to nothing a fraction of it says nothing: count the loss there
+    # against a hundredth of the typical sky.
+    level = np.maximum(level, 0.01 * np.median(level))
+    worst = float((np.maximum(curvature, slope) / level).max()) / 8
+    steps = max(2, int(np.ceil(np.sqrt(worst / tolerance))))
+    t = np.arange(steps) / steps
+    wavelength = (grid.edges[spans, None] + grid.widths[spans, None] * t).ravel()
+    sky = (c @ np.vander(t, 4, increasing=True).T).ravel()
+    wavelength = np.append(wavelength, grid.edges[spans[-1] + 1])
+    sky = np.append(sky, c[-1].sum())
+    units = master.attrs["units"]
+    return xr.Dataset(
+        {
+            "sky": ("wavelength", sky, {"units": units}),
+            "sky_error": ("wavelength", _error_at(master, grid, wavelength), {"units": units}),
+        },
+        {"wavelength": ("wavelength", wavelength, {"units": "um"})},
+        attrs={
+            "configuration": master.attrs["configuration"],
+            "steps_per_pixel": steps,
+            "sampling_loss": worst / steps**2,
+        },
+    )
+
+
+def _error_at(master: xr.Dataset, grid: SpanGrid, wavelength: Array) -> Array:
+    nodes = (np.arange(grid.size)[:, None] + ERROR_NODES).ravel()
+    error = master["sky_error"].values.ravel()
+    good = np.isfinite(error)
+    return np.interp(grid.pixel_coordinate(wavelength), nodes[good], error[good])

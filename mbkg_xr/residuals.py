@@ -1,0 +1,324 @@
+"""How good the subtraction was: normalised residuals, their statistics, master beside nods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from .blocks import map_slits, reduce_blocks
+from .errors import DatasetError
+from .fit import histogram_quantiles
+from .quality import do_not_use
+from .schema import PIXEL_DIMS, validate
+from .spans import SpanGrid, span_grid
+
+__all__ = ["STATISTICS", "compare", "residuals", "sky_centres", "summarize_sky"]
+
+#: The columns of `compare`, in order.
+STATISTICS = (
+    "n",
+    "median",
+    "std",
+    "mad_sigma",
+    "skew",
+    "frac_3sigma",
+    "frac_5sigma",
+    "frac_under",
+    "frac_over",
+    "noise_gain",
+    "stack",
+)
+
+_CENTRE = 0.2  # half width in yrel of what counts as a shutter's centre
+_Z_EDGES = np.linspace(-40, 40, 16001)
+_GAIN_EDGES = np.linspace(0.995, 4.0, 6011)
+_STACK_PIXELS = 2  # detector pixels in one wavelength bin of `stack`
+
+
+def residuals(ds: xr.Dataset) -> xr.Dataset:
+    """Add the normalised residual ``flux / error`` of every pixel. Lazy.
+
+    Parameters
+    ----------
+    ds
+        From `subtract` or `subtract_nods`.
+
+    Returns
+    -------
+    xarray.Dataset
+        With ``residual`` (slit, y, x) float32, without unit; NaN where flux or error is.
+
+    Raises
+    ------
+    DatasetError
+        Where no background was subtracted.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> ds = mx.simulate_program(exposures=3, slits=4, background_slits=2)
+    >>> mx.residuals(mx.subtract_nods(ds)).residual.attrs["long_name"]
+    'normalised residual'
+    """
+    validate(ds)
+    if "background" not in ds:
+        raise DatasetError(
+            "nothing was subtracted from these slits",
+            expected="a dataset from subtract or subtract_nods",
+            found=" ".join(map(str, ds.data_vars)),
+        )
+    values = map_slits(_ratio, ds["flux"], ds["flux"].data, ds["error"].data, dtype=np.float32)
+    attrs = {"long_name": "normalised residual", "units": "1"}
+    return ds.assign(residual=(PIXEL_DIMS, values, attrs))
+
+
+def _ratio(flux: NDArray, error: NDArray) -> NDArray:
+    out = np.full(flux.shape, np.nan, dtype=np.float32)
+    return np.divide(flux, error, out=out, where=error > 0)
+
+
+def sky_centres(ds: xr.Dataset) -> xr.DataArray:
+    """Good pixels at the centres of shutters that see only sky. Lazy.
+
+    These are the pixels that all statistics are of: within 0.2 of a shutter's centre, in a shutter
+    of the slitlet that does not hold the source, not flagged DO_NOT_USE, and with a background.
+
+    Parameters
+    ----------
+    ds
+        From `residuals`.
+
+    Returns
+    -------
+    xarray.DataArray
+        Boolean (slit, y, x).
+    """
+    source = np.where(ds["is_background"].values, np.nan, ds["source_shutter"].values)
+    known = ds["is_background"].values | np.isfinite(source)
+    count = np.maximum(ds["n_shutters"].values, 1)
+    mask = map_slits(
+        _centre_block,
+        ds["flux"],
+        ds["yrel"].data,
+        ds["quality"].data,
+        ds["residual"].data,
+        source,
+        known,
+        count,
+        dtype=np.bool_,
+        bad=do_not_use(ds["quality"]),
+    )
+    return xr.DataArray(mask, dims=PIXEL_DIMS, attrs={"long_name": "centre of a sky shutter"})
+
+
+def _centre_block(yrel, quality, residual, source, known, count, *, bad):
+    with np.errstate(invalid="ignore"):
+        shutter = np.round(yrel)
+        inside = (shutter >= -((count - 1) // 2)) & (shutter <= count // 2)
+        good = inside & (np.abs(yrel - shutter) <= _CENTRE) & ~(shutter == source) & known
+    return good & ((quality & quality.dtype.type(bad)) == 0) & np.isfinite(residual)
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Sums:
+    """Sums of one set of residuals; all of them add."""
+
+    powers: NDArray[np.float64]  # n, sum z, z^2, z^3
+    histogram: NDArray[np.int64]  # of z
+    gain: NDArray[np.int64]  # of the error's growth
+    signs: NDArray[np.int64]  # z > 0, z < 0, |z| > 3, |z| > 5
+    bins: NDArray[np.float64]  # n and sum z by wavelength bin
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @classmethod
+    def of(cls, z: NDArray, gain: NDArray, bins: NDArray[np.int64], n_bins: int) -> _Sums:
+        z = z.astype(np.float64)
+        # Far outliers would turn sums of cubes into noise; std and skew are of |z| < 40.
+        near = z[np.abs(z) < _Z_EDGES[-1]]
+        return cls(
+            np.array([near.size, near.sum(), (near**2).sum(), (near**3).sum()]),
+            _counts(z, _Z_EDGES),
+            _counts(gain, _GAIN_EDGES),
+            np.array([(z > 0).sum(), (z < 0).sum(), (np.abs(z) > 3).sum(), (np.abs(z) > 5).sum()]),
+            np.array([np.bincount(bins, minlength=n_bins), np.bincount(bins, z, n_bins)]),
+        )
+
+    def statistics(self) -> dict[str, float]:
+        n = int(self.histogram.sum())
+        if n == 0:
+            return dict.fromkeys(STATISTICS, float("nan")) | {"n": 0}
+        low, middle, high = histogram_quantiles(
+            self.histogram[None], _Z_EDGES, (0.25, 0.5, 0.75)
+        )[0]
+        m, s1, s2, s3 = self.powers
+        mean, var = s1 / m, s2 / m - (s1 / m) ** 2
+        third = s3 / m - 3 * mean * s2 / m + 2 * mean**3
+        filled = self.bins[0] > 0
+        stack = np.sqrt(np.mean(self.bins[1, filled] ** 2 / self.bins[0, filled]))
+        gain = histogram_quantiles(self.gain[None], _GAIN_EDGES, (0.5,))[0, 0]
+        positive, negative, three, five = (self.signs / n).tolist()
+        return {
+            "n": n,
+            "median": float(middle),
+            "std": float(np.sqrt(var)),
+            "mad_sigma": float(_mad_sigma(self.histogram, middle)),
+            "skew": float(third / var**1.5) if var > 0 else float("nan"),
+            "frac_3sigma": three,
+            "frac_5sigma": five,
+            "frac_under": positive,
+            "frac_over": negative,
+            "noise_gain": float(gain),
+            "stack": float(stack),
+        }
+
+
+def _counts(values: NDArray, edges: NDArray) -> NDArray[np.int64]:
+    inner, _ = np.histogram(values, edges)
+    return np.concatenate([[np.sum(values < edges[0])], inner, [np.sum(values > edges[-1])]])
+
+
+def _mad_sigma(histogram: NDArray, median: float) -> float:
+    """1.4826 times the median distance from the median, from the histogram's bins."""
+    outer = np.concatenate([_Z_EDGES[:1], 0.5 * (_Z_EDGES[1:] + _Z_EDGES[:-1]), _Z_EDGES[-1:]])
+    distance = np.abs(outer - median)
+    order = np.argsort(distance, kind="stable")
+    cumulative = np.cumsum(histogram[order])
+    return 1.4826 * np.interp(0.5 * cumulative[-1], cumulative, distance[order])
+
+
+def summarize_sky(
+    sets: dict[str, xr.Dataset], before: xr.DataArray | None = None, *, grid: SpanGrid | None = None
+) -> dict[str, dict[str, float]]:
+    """Statistics of several residual datasets over the pixels they have in common. Computes.
+
+    Parameters
+    ----------
+    sets
+        Residual datasets of the same slits by name, each from `residuals`. One without any usable
+        residual gets ``n = 0`` and does not restrict the others.
+    before
+        The errors before subtraction, for ``noise_gain``; by default they are found from each
+        dataset's ``error`` and ``background_error``.
+    grid
+        Spans that define the wavelength bins, for dispersers mbkg_xr does not know.
+
+    Returns
+    -------
+    dict
+        `STATISTICS` by name.
+    """
+    names = list(sets)
+    first = sets[names[0]]
+    grid = span_grid(first) if grid is None else grid
+    columns: dict[str, Any] = {"wavelength": first["wavelength"].variable}
+    for i, name in enumerate(names):
+        ds = sets[name]
+        if ds["flux"].shape != first["flux"].shape:
+            raise DatasetError(
+                "residuals of different slits",
+                expected=f"{names[0]}: {first['flux'].shape}",
+                found=f"{name}: {ds['flux'].shape}",
+                remedy="compare datasets made from the same slits",
+            )
+        columns[f"mask{i}"] = sky_centres(ds).variable
+        columns[f"z{i}"] = ds["residual"].variable
+        columns[f"error{i}"] = ds["error"].variable
+        columns[f"other{i}"] = ds["background_error"].variable
+    if before is not None:
+        columns["before"] = before.variable
+    table = xr.Dataset(columns)
+    present = _present(table, len(names))
+    restrict = [i for i in range(len(names)) if present[i]]
+
+    def block(start: int, arrays: Sequence[NDArray], shared: Any) -> list[_Sums]:
+        part = dict(zip(table.data_vars, arrays, strict=True))
+        common = np.logical_and.reduce([part[f"mask{i}"] for i in restrict])
+        u = grid.pixel_coordinate(part["wavelength"][common])
+        n_bins = -(-grid.size // _STACK_PIXELS)
+        bins = np.clip(np.nan_to_num(u).astype(np.int64) // _STACK_PIXELS, 0, n_bins - 1)
+        out = []
+        for i in range(len(names)):
+            if i not in restrict:
+                empty = np.empty(0)
+                out.append(_Sums.of(empty, empty, np.empty(0, dtype=np.int64), n_bins))
+                continue
+            after = part[f"error{i}"][common].astype(np.float64)
+            other = part[f"other{i}"][common].astype(np.float64)
+            own = np.sqrt(np.maximum(after**2 - other**2, 0))
+            if "before" in part:
+                own = part["before"][common].astype(np.float64)
+            ratio = np.divide(after, own, out=np.full_like(after, np.nan), where=own > 0)
+            out.append(_Sums.of(part[f"z{i}"][common], ratio, bins, n_bins))
+        return out
+
+    if not restrict:
+        return {name: dict.fromkeys(STATISTICS, float("nan")) | {"n": 0} for name in names}
+    sums = reduce_blocks(
+        table, list(table.data_vars), block, lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
+    )
+    return {name: s.statistics() for name, s in zip(names, sums, strict=True)}
+
+
+def _present(table: xr.Dataset, n: int) -> NDArray[np.bool_]:
+    """Which of the sets has any pixel at all."""
+
+    def block(start: int, arrays: Sequence[NDArray], shared: Any) -> NDArray:
+        return np.array([a.sum() for a in arrays])
+
+    names = [f"mask{i}" for i in range(n)]
+    return reduce_blocks(table, names, block, lambda a, b: a + b) > 0
+
+
+def compare(
+    master: xr.Dataset, nods: xr.Dataset | None = None, *, heldout: xr.Dataset | None = None
+) -> pd.DataFrame:
+    """The same pixels with master and nodded subtraction, under one error convention. Computes.
+
+    All residuals are divided by the propagated error: the pixel's own and its background's.
+
+    Parameters
+    ----------
+    master
+        Residuals of `subtract`.
+    nods
+        Residuals of `subtract_nods` of the same slits.
+    heldout
+        Residuals of ``subtract(..., heldout=True)``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a method, the columns of `STATISTICS`: number of pixels, median, standard deviation
+        (of ``|z| < 40``), scaled MAD, skewness, fractions beyond 3 and 5 sigma, fractions under-
+        (residual > 0) and over-subtracted, median growth of the error, and ``stack``: the rms over
+        wavelength bins of two detector pixels of ``sum(z) / sqrt(n)``, 1 for perfect residuals.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> ds = mx.select_background(mx.simulate_program(exposures=3, slits=4, background_slits=2))
+    >>> res = mx.residuals(mx.subtract(ds, mx.fit_master(ds)))
+    >>> table = mx.compare(res, mx.residuals(mx.subtract_nods(ds)))
+    >>> list(table.index)
+    ['master', 'nods']
+    """
+    sets = {"master": master}
+    if nods is not None:
+        sets["nods"] = nods
+    if heldout is not None:
+        sets["heldout"] = heldout
+    table = summarize_sky(sets)
+    return pd.DataFrame.from_dict(table, orient="index", columns=list(STATISTICS)).astype(
+        {"n": int}
+    )

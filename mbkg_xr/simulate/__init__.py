@@ -1,0 +1,18 @@
+"""Simulated NIRSpec MOS programmes with known truth: for tests, the demo and benchmarks."""
+
+from .dispersers import DISPERSERS, get_disperser
+from .program import simulate_program
+from .skies import SKIES
+from .sky import Sky, SkyTable, fit_sky, sky_mean, sky_spectrum
+
+__all__ = [
+    "DISPERSERS",
+    "SKIES",
+    "Sky",
+    "SkyTable",
+    "fit_sky",
+    "get_disperser",
+    "simulate_program",
+    "sky_mean",
+    "sky_spectrum",
+]

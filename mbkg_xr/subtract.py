@@ -1,0 +1,216 @@
+"""Data minus background: by the master, and by nods."""
+
+from __future__ import annotations
+
+import dask.array as da
+import numba
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from .blocks import map_slits
+from .project import project_master
+from .quality import DEFAULT_EXCLUDE, do_not_use, flag_mask
+from .schema import PIXEL_DIMS, validate
+
+__all__ = ["subtract", "subtract_nods"]
+
+
+def subtract(
+    ds: xr.Dataset, master: xr.Dataset, *, method: str = "exact", heldout: bool = False
+) -> xr.Dataset:
+    """Subtract the master background from every slit. Lazy.
+
+    Parameters
+    ----------
+    ds
+        A slit dataset.
+    master
+        From `fit_master`.
+    method, heldout
+        As in `project_master`.
+
+    Returns
+    -------
+    xarray.Dataset
+        The dataset with ``flux`` subtracted, ``error`` the root of the sum of the squares of the
+        pixel's own error and the background's, ``background`` and ``background_error`` added.
+        Where there is no background, flux is NaN and ``quality`` has DO_NOT_USE set: in-slit
+        pixels that are flagged for this reason are those whose ``background`` is NaN.
+
+    Raises
+    ------
+    DatasetError
+        Where dataset and master do not belong together.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> ds = mx.select_background(mx.simulate_program(exposures=2, slits=4, background_slits=2))
+    >>> sub = mx.subtract(ds, mx.fit_master(ds))
+    >>> sorted(set(sub.data_vars) - set(ds.data_vars))
+    ['background', 'background_error']
+    """
+    projected = project_master(ds, master, method=method, heldout=heldout)
+    out = _subtracted(ds, projected)
+    out.attrs["background_method"] = "master (held out)" if heldout else "master"
+    return out
+
+
+def _subtracted(ds: xr.Dataset, projected: xr.Dataset) -> xr.Dataset:
+    """Take a background off, grow the errors, flag what has no background."""
+    background, error = projected["background"].data, projected["background_error"].data
+    flux, own = ds["flux"], ds["error"]
+    quality = map_slits(
+        _flag_missing,
+        flux,
+        background,
+        ds["wavelength"].data,
+        ds["quality"].data,
+        dtype=ds["quality"].dtype,
+        bit=do_not_use(ds["quality"]),
+    )
+    out = ds.assign(projected.data_vars)
+    out["flux"] = (PIXEL_DIMS, flux.data - background, flux.attrs)
+    grown = map_slits(_grow, flux, own.data, error, dtype=np.float32)
+    out["error"] = (PIXEL_DIMS, grown, own.attrs)
+    return out.assign_coords(quality=(PIXEL_DIMS, quality, ds["quality"].attrs))
+
+
+def _grow(own: NDArray, other: NDArray) -> NDArray:
+    # hypot does not overflow on the 1e27 that bad pixels carry as errors.
+    return np.hypot(own, other)
+
+
+def _flag_missing(background, wavelength, quality, *, bit):
+    missing = np.isfinite(wavelength) & ~np.isfinite(background)
+    return quality | np.where(missing, quality.dtype.type(bit), quality.dtype.type(0))
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def subtract_nods(ds: xr.Dataset) -> xr.Dataset:
+    """Subtract nods: from each pixel the mean of the same detector pixel at the other nods. Lazy.
+
+    While the telescope nods the shutters stay and the source moves from shutter to shutter. A nod
+    that has the source in the very shutter a pixel looks through is left out, and so are unusable
+    pixels. With n of N nods left, the error grows by ``sqrt(1 + 1/n)``: 1.22 for sky slitlets of
+    three nods, 1.41 for the sky shutters of science slitlets.
+
+    Parameters
+    ----------
+    ds
+        A slit dataset.
+
+    Returns
+    -------
+    xarray.Dataset
+        As from `subtract`. Slits without another nod have no background.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> ds = mx.simulate_program(exposures=3, slits=4, background_slits=2)
+    >>> mx.subtract_nods(ds).attrs["background_method"]
+    'nods'
+    """
+    validate(ds)
+    bits = flag_mask(ds["quality"], DEFAULT_EXCLUDE, missing="ignore")
+    keys = zip(
+        *(ds[c].values.tolist() for c in ("program", "visit", "detector", "slitlet")), strict=True
+    )
+    names = list(keys)
+    rank = {name: i for i, name in enumerate(sorted(set(names)))}
+    group = np.array([rank[name] for name in names])
+    # Slits of one slitlet are brought together, so that each block holds whole groups.
+    order = np.lexsort((ds["nod"].values, group))
+    back = np.argsort(order)
+    vectors = [
+        values[order]
+        for values in (
+            group,
+            ds["nod"].values,
+            np.where(ds["is_background"].values, np.nan, ds["source_shutter"].values),
+            ds["y_start"].values,
+            ds["x_start"].values,
+        )
+    ]
+    arrays = [ds[n].data for n in ("flux", "error", "yrel", "quality")]
+    arrays = [_gathered(a, order, vectors[0]) for a in arrays]
+    template = xr.DataArray(arrays[0], dims=PIXEL_DIMS)
+    stacked = map_slits(
+        _nod_block, template, *arrays, *vectors, dtype=np.float32, outputs=2, bits=bits
+    )[back]
+    if isinstance(stacked, da.Array):
+        stacked = stacked.rechunk({0: ds["flux"].data.chunks[0]})
+    units = {"units": ds["flux"].attrs["units"]}
+    names_attrs = {
+        "background": {"long_name": "mean of the other nods", **units},
+        "background_error": {"long_name": "standard error of the mean of the other nods", **units},
+    }
+    projected = xr.Dataset(
+        {n: (PIXEL_DIMS, stacked[..., i], a) for i, (n, a) in enumerate(names_attrs.items())}
+    )
+    out = _subtracted(ds, projected)
+    out.attrs["background_method"] = "nods"
+    return out
+
+
+def _gathered(array, order: NDArray, group: NDArray):
+    """Rows in order, in chunks that end where groups end."""
+    array = array[order]
+    if not isinstance(array, da.Array):
+        return array
+    ends = np.flatnonzero(np.diff(group)) + 1
+    bounds = np.concatenate([[0], ends, [group.size]])
+    usual = max(array.chunks[0])
+    cuts = [0]
+    for a, b in zip(bounds[1:-1], bounds[2:], strict=True):
+        if b - cuts[-1] > usual:
+            cuts.append(int(a))
+    return array.rechunk({0: tuple(np.diff([*cuts, group.size]).tolist()), 1: -1, 2: -1})
+
+
+def _nod_block(
+    flux, error, yrel, quality, group, nod, source, y_start, x_start, *, bits
+) -> NDArray[np.float32]:
+    usable = ((quality & quality.dtype.type(bits)) == 0) & np.isfinite(flux) & (error > 0)
+    out = np.full((*flux.shape, 2), np.nan, dtype=np.float32)
+    vectors = [v.ravel() for v in (group, nod, source, y_start, x_start)]
+    _nod_means(flux, error, yrel, usable, *vectors, out)
+    return out
+
+
+@numba.njit(nogil=True)
+def _nod_means(
+    flux, error, yrel, usable, group, nod, source, y_start, x_start, out
+):  # pragma: no cover - compiled
+    n_slits, ny, nx = flux.shape
+    first, last = 0, 0
+    for s in range(n_slits):
+        if s == last:  # groups are contiguous
+            first = s
+            while last < n_slits and group[last] == group[s]:
+                last += 1
+        for i in range(ny):
+            for j in range(nx):
+                if np.isnan(yrel[s, i, j]):
+                    continue
+                total, variance, n = 0.0, 0.0, 0
+                for p in range(first, last):
+                    if nod[p] == nod[s]:
+                        continue
+                    # The same detector pixel, wherever the other cut-out begins.
+                    k = i + y_start[s] - y_start[p]
+                    m = j + x_start[s] - x_start[p]
+                    if k < 0 or k >= ny or m < 0 or m >= nx or not usable[p, k, m]:
+                        continue
+                    if not np.isnan(source[p]) and abs(yrel[p, k, m] - source[p]) <= 0.5:
+                        continue
+                    total += flux[p, k, m]
+                    variance += float(error[p, k, m]) ** 2
+                    n += 1
+                if n > 0:
+                    out[s, i, j, 0] = total / n
+                    out[s, i, j, 1] = np.sqrt(variance) / n
