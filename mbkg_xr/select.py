@@ -38,7 +38,8 @@ def flag_outliers(
     window
         Width of the running median in pixels along the row, odd. Unusable pixels do not count.
     threshold
-        A pixel is an outlier where ``|flux - median| > threshold * error``.
+        A pixel is an outlier where ``|flux - median| > threshold * median error``, both medians
+        running over the window.
     apply
         Replace the outliers' flux by the median, as a median filter would, instead of only
         flagging them. Replacing correlates pixels and rounds lines: leave it off for a fit.
@@ -102,10 +103,20 @@ def _median_block(flux, error, quality, *, window, threshold, bad):
 
 
 @numba.njit(nogil=True)
+def _insert(buffer, n, value):  # pragma: no cover - compiled
+    p = n
+    while p > 0 and buffer[p - 1] > value:
+        buffer[p] = buffer[p - 1]
+        p -= 1
+    buffer[p] = value
+
+
+@numba.njit(nogil=True)
 def _running_median(
     flux, error, usable, half, threshold, outlier, median
 ):  # pragma: no cover - compiled
-    buffer = np.empty(2 * half + 1)
+    values = np.empty(2 * half + 1)
+    errors = np.empty(2 * half + 1)
     for s in range(flux.shape[0]):
         for i in range(flux.shape[1]):
             for j in range(flux.shape[2]):
@@ -114,16 +125,15 @@ def _running_median(
                 n = 0
                 for k in range(max(0, j - half), min(flux.shape[2], j + half + 1)):
                     if usable[s, i, k]:
-                        value = float(flux[s, i, k])
-                        p = n
-                        while p > 0 and buffer[p - 1] > value:
-                            buffer[p] = buffer[p - 1]
-                            p -= 1
-                        buffer[p] = value
+                        _insert(values, n, float(flux[s, i, k]))
+                        _insert(errors, n, float(error[s, i, k]))
                         n += 1
-                middle = 0.5 * (buffer[(n - 1) // 2] + buffer[n // 2])
+                middle = 0.5 * (values[(n - 1) // 2] + values[n // 2])
+                # The pixel's own error follows its own counts: measured by that, low pixels would
+                # be thrown out sooner than high ones, and the sky come out high.
+                usual = 0.5 * (errors[(n - 1) // 2] + errors[n // 2])
                 median[s, i, j] = middle
-                outlier[s, i, j] = abs(flux[s, i, j] - middle) > threshold * error[s, i, j]
+                outlier[s, i, j] = abs(flux[s, i, j] - middle) > threshold * usual
 
 
 # ------------------------------------------------------------------------------------------------
@@ -154,7 +164,7 @@ def select_background(
     median_window
         Window of `flag_outliers`, in pixels; None does without it.
     median_threshold
-        Its threshold, in units of the error.
+        Its threshold, in units of the running error.
     slits
         ``"all"`` uses sky slits and the source-free shutters of science slits, ``"background"``
         sky slits only; a list names the slitlets to use.

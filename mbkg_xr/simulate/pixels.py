@@ -11,7 +11,7 @@ from ..quality import JWST_FLAGS
 from .dispersers import OVERSAMPLING, Disperser
 from .geometry import EDGE, Trace, pixel_coordinates, shutter_positions
 from .instrument import bar_shadow, colour_term, point_response
-from .noise import bad_pixels, noise_levels, pixel_hash, wild_values
+from .noise import DEAF, DEAF_ERROR, bad_pixels, noise_levels, pixel_hash, wild_values
 from .sky import Sky, SkyTable, sky_components
 
 __all__ = ["OUTPUT", "PLAN", "Settings", "make_slits", "slit_rng"]
@@ -70,6 +70,7 @@ class Settings:
     disperser: Disperser
     sky: Sky | SkyTable
     exposure_time: float
+    read_noise: float
     noise: float
     error_scale: float
     outlier_fraction: float
@@ -149,15 +150,21 @@ def _make_slit(slit: np.void, settings: Settings) -> dict[str, np.ndarray]:
     sky = _pixel_mean_sky(slit, trace, u, tables)
     light = colour_term(_phase(wavelength, settings.disperser), slit["colour"])
     light *= slit["scale"] * residual
-    read, photon = noise_levels_at(wavelength, settings)
-    read, photon = (t * response / reference for t in (read, photon))
+    grid, *levels = _noise_tables(settings)
+    read, photon = (
+        level * response / reference
+        for level in _look_up((wavelength - grid[0]) / (grid[1] - grid[0]), *levels)
+    )
     background = light * sky * response + slit["pedestal"] * read
     signal = background + light * response * _sources(slit, settings, tables, wavelength, yrel)
 
     rng = slit_rng(settings.seed, 1, slit["exposure"], slit["detector"], slit["slitlet"])
     chance = rng.random((3, *u.shape), dtype=np.float32)
+    key = int(settings.seed) * 1_000_003 + 8 * int(slit["detector"])
+    quality = bad_pixels(pixel_hash(rows, columns, key), chance[2], settings.flagged_fraction)
     cut = 1 / np.clip(chance[0] / _CUT_RAMPS, 1 / _CUT_MOST, 1)
     var_rnoise = read * read * cut
+    var_rnoise[quality == DEAF] = DEAF_ERROR**2
     photon *= np.cbrt(cut)
     sigma = settings.error_scale * np.sqrt(var_rnoise + photon * np.maximum(signal, 0))
     flux = signal + sigma * rng.standard_normal(u.shape, dtype=np.float32)
@@ -167,8 +174,6 @@ def _make_slit(slit: np.void, settings: Settings) -> dict[str, np.ndarray]:
     var_poisson = photon * np.maximum(flux, 0)
     error = np.sqrt(var_rnoise + var_poisson)
 
-    key = int(settings.seed) * 1_000_003 + 8 * int(slit["detector"])
-    quality = bad_pixels(pixel_hash(rows, columns, key), chance[2], settings.flagged_fraction)
     bad = inside & ((quality & JWST_FLAGS["DO_NOT_USE"]) != 0)
     outlier &= ~bad
     flux[bad], error[bad] = wild_values(int(bad.sum()), rng)
@@ -191,20 +196,13 @@ def _make_slit(slit: np.void, settings: Settings) -> dict[str, np.ndarray]:
     return {**made, "quality": quality, "outlier": outlier}
 
 
-def noise_levels_at(
-    wavelength: np.ndarray, settings: Settings
-) -> tuple[np.ndarray, np.ndarray]:
-    """Read and photon noise of the programme at pixels, see `noise_levels`."""
-    grid, read, photon = _noise_tables(settings)
-    return _look_up((wavelength - grid[0]) / (grid[1] - grid[0]), read, photon)
-
-
 @lru_cache(maxsize=8)
 def _noise_tables(settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Wavelengths in equal steps, and the programme's read and photon noise there."""
     wavelength = settings.disperser.table[1]
     grid = np.linspace(wavelength[0], wavelength[-1], 2000)
     read, photon = noise_levels(grid, settings.disperser, settings.exposure_time)
-    return grid, read * settings.noise, photon * settings.noise**2
+    return grid, read * settings.read_noise * settings.noise, photon * settings.noise**2
 
 
 def _pixel_mean_sky(slit: np.void, trace: Trace, u: np.ndarray, tables: _Tables) -> np.ndarray:

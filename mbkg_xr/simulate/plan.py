@@ -282,9 +282,5 @@ def _boxes(
     return boxes
 
 
-def _overlaps(
-    taken: Sequence[tuple[int, int, int, int]], box: tuple[int, int, int, int]
-) -> bool:
-    return any(
-        box[0] < t[1] and t[0] < box[1] and box[2] < t[3] and t[2] < box[3] for t in taken
-    )
+def _overlaps(taken: Sequence[tuple[int, int, int, int]], box: tuple[int, int, int, int]) -> bool:
+    return any(box[0] < t[1] and t[0] < box[1] and box[2] < t[3] and t[2] < box[3] for t in taken)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import dask.array as da
 import numpy as np
@@ -41,6 +42,7 @@ def simulate_program(
     sky: object = None,
     signal_to_noise: float | None = None,
     exposure_time: float = EXPOSURE_TIME,
+    read_noise: float = 1.0,
     throughput_scatter: float = 0.03,
     colour_scatter: float = 0.02,
     pedestal: float = 0.1,
@@ -81,7 +83,9 @@ def simulate_program(
         If given, the noise is scaled such that the median over the band of sky over true noise, a
         pixel at shutter centres, is this.
     exposure_time
-        Of an exposure, in s.
+        Of an exposure, in s; noise falls with it from that of the CEERS slitlets, 1,021 s.
+    read_noise
+        Read noise in units of that of the CEERS slitlets.
     throughput_scatter
         Standard deviation of the slitlets' log throughput.
     colour_scatter
@@ -145,6 +149,7 @@ def simulate_program(
         positive={"error_scale": error_scale, "exposure_time": exposure_time}
         | ({} if signal_to_noise is None else {"signal_to_noise": signal_to_noise}),
         nonnegative={
+            "read_noise": read_noise,
             "throughput_scatter": throughput_scatter,
             "colour_scatter": colour_scatter,
             "pedestal": pedestal,
@@ -192,13 +197,16 @@ def simulate_program(
         disperser=disperser,
         sky=the_sky,
         exposure_time=exposure_time,
-        noise=_noise_factor(signal_to_noise, disperser, the_sky, exposure_time, error_scale),
+        read_noise=read_noise,
+        noise=1.0,
         error_scale=error_scale,
         outlier_fraction=outlier_fraction,
         flagged_fraction=flagged_fraction,
         leak=leak,
         barshadow_mismatch=barshadow_mismatch,
     )
+    if signal_to_noise is not None:
+        settings = replace(settings, noise=_signal_to_noise(settings) / signal_to_noise)
     plan, coords = plan_slits(observing)
     coords["exposure_time"] = [exposure_time] * len(plan)
     pixels = _lazy_pixels(plan, settings, chunks)
@@ -253,19 +261,16 @@ def _field(block: dict[str, np.ndarray], name: str) -> np.ndarray:
     return block[name]
 
 
-def _noise_factor(
-    signal_to_noise: float | None, disperser, sky, exposure_time: float, error_scale: float
-) -> float:
-    """Factor on the noise that gives the signal to noise asked for; 1 if none is."""
-    if signal_to_noise is None:
-        return 1.0
+def _signal_to_noise(settings: Settings) -> float:
+    """Median over the band of sky over true noise, a pixel at shutter centres."""
+    disperser = settings.disperser
     # The detector's pixels sample the band evenly in u.
     u = np.linspace(*disperser.u(np.array(disperser.band)), 400)
     wavelength = disperser.wavelength(u)
-    flux = sky.components(wavelength, disperser).sum(axis=0)
-    read, photon = noise_levels(wavelength, disperser, exposure_time)
-    sigma = error_scale * np.sqrt(read**2 + photon * np.maximum(flux, 0))
-    return float(np.median(flux / sigma) / signal_to_noise)
+    flux = settings.sky.components(wavelength, disperser).sum(axis=0)
+    read, photon = noise_levels(wavelength, disperser, settings.exposure_time)
+    sigma = np.sqrt((settings.read_noise * read) ** 2 + photon * np.maximum(flux, 0))
+    return float(np.median(flux / sigma) / settings.error_scale)
 
 
 def _check(

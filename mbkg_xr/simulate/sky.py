@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from scipy.interpolate import BSpline, CubicSpline
-from scipy.optimize import least_squares, lsq_linear
+from scipy.interpolate import BSpline, PchipInterpolator
+from scipy.optimize import least_squares
 
 from ..errors import ParameterError
 from .dispersers import Disperser, get_disperser
@@ -26,7 +26,7 @@ _C2 = 14387.769  # second radiation constant, um K (CODATA)
 _HELIUM = 1.0833  # He I 2s 3S - 2p 3P, vacuum wavelength, um
 _PAH, _PAH_WIDTH = 3.29, 0.042  # band centre and FWHM, um (Tokunaga et al. 1991, class A)
 _STRUCTURE_RANGE = (0.6, 5.3)  # um; the range of published PRISM sky spectra
-_BISECTIONS = (24, 32, 44, 60, 80, 110, 150, 200, 260)
+_STRUCTURES = (24, 32, 44, 60, 80, 110, 150, 200, 260)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Sky:
 class SkyTable:
     """A sky given as a table: ``wavelength`` in um, rising, and ``flux`` in MJy/sr.
 
-    A cubic spline goes through the table and is constant beyond its ends.
+    A monotone cubic goes through the table and is constant beyond its ends.
     """
 
     wavelength: tuple[float, ...]
@@ -88,7 +88,7 @@ class SkyTable:
     def components(self, wavelength: np.ndarray, disperser: Disperser) -> np.ndarray:
         """As `Sky.components`; a table counts as sunlight."""
         del disperser
-        table = CubicSpline(self.wavelength, self.flux)
+        table = PchipInterpolator(self.wavelength, self.flux)
         inside = np.clip(wavelength, self.wavelength[0], self.wavelength[-1])
         return np.stack([table(inside), np.zeros(np.shape(wavelength))])
 
@@ -155,7 +155,7 @@ def sky_spectrum(
     Examples
     --------
     >>> [round(float(s), 3) for s in sky_spectrum([1.5, 3.0, 5.0])]
-    [0.142, 0.062, 0.364]
+    [0.142, 0.061, 0.362]
     """
     wavelength = np.asarray(wavelength, dtype=float)
     return as_sky(sky).components(wavelength, get_disperser(grating, filter)).sum(axis=0)
@@ -265,7 +265,9 @@ def fit_sky(
 
     start = [np.interp(2.0, wavelength, flux), 0.0, np.interp(4.5, wavelength, flux), 290.0]
     bounds = ([-np.inf, -3, -np.inf, 100], [np.inf, 3, np.inf, 1000])
-    fit = least_squares(misfit, start, bounds=bounds, loss="soft_l1", f_scale=0.03, x_scale=[0.1, 1.0, 0.1, 100.0])
+    fit = least_squares(
+        misfit, start, bounds=bounds, loss="soft_l1", f_scale=0.03, x_scale=[0.1, 1.0, 0.1, 100.0]
+    )
     base = smooth(fit.x)
     model = base.components(wavelength, prism).sum(axis=0)
     lines = [
@@ -273,21 +275,33 @@ def fit_sky(
         _line(wavelength, _PAH, _PAH_WIDTH, prism),
     ]
     best = base
-    for n in _BISECTIONS:
+    for n in _STRUCTURES:
         if n > wavelength.size // 2:
             break
-        columns = np.concatenate([_structure_basis(n, wavelength) * model[:, None], np.transpose(lines)], axis=1)
-        # A whisper of a ridge settles coefficients that no pixel constrains.
-        ridge = 1e-4 * np.eye(n + 2)[:n]
-        a = np.concatenate([columns / flux[:, None], ridge])
-        b = np.concatenate([1 - model / flux, np.zeros(n)])
-        low = np.r_[np.full(n, -np.inf), 0.0, 0.0]
-        x = lsq_linear(a, b, bounds=(low, np.inf)).x
-        best = replace(base, helium=float(x[n]), pah=float(x[n + 1]), structure=tuple(x[:n].tolist()))
-        if np.std(columns @ x / flux + model / flux) < tolerance:
+        basis = _structure_basis(n, wavelength) * model[:, None]
+        columns = np.concatenate([basis, np.transpose(lines)], axis=1) / flux[:, None]
+        x = _solve(columns, 1 - model / flux)
+        best = replace(
+            base, helium=float(x[n]), pah=float(x[n + 1]), structure=tuple(x[:n].tolist())
+        )
+        if np.std(columns @ x + model / flux) < tolerance:
             break
     return best
 
+
+def _solve(columns: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Least squares whose last two coefficients, the lines, are not negative."""
+    normal, right = columns.T @ columns, columns.T @ target
+    # A whisper of a ridge settles coefficients that no pixel constrains.
+    normal[np.diag_indices_from(normal)] += 1e-8
+    free = np.ones(right.size, bool)
+    while True:
+        x = np.zeros(right.size)
+        x[free] = np.linalg.solve(normal[np.ix_(free, free)], right[free])
+        negative = np.flatnonzero(x[-2:] < 0)
+        if not negative.size:
+            return x
+        free[negative - 2] = False
 
 
 def _check_spectrum(wavelength: np.ndarray, flux: np.ndarray, where: str, *, least: int) -> None:
@@ -314,9 +328,7 @@ def _scattered(wavelength: np.ndarray, slope: float) -> np.ndarray:
     return _planck_ratio(wavelength, 2.0, _SUN) * (np.asarray(wavelength) / 2.0) ** slope
 
 
-def _line(
-    wavelength: np.ndarray, centre: float, width: float, disperser: Disperser
-) -> np.ndarray:
+def _line(wavelength: np.ndarray, centre: float, width: float, disperser: Disperser) -> np.ndarray:
     """A Gaussian of unit integral, its own FWHM and the disperser's in quadrature."""
     fwhm = np.hypot(centre / disperser.resolution(centre), width)
     sigma = fwhm / np.sqrt(8 * np.log(2))
