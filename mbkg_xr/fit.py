@@ -212,7 +212,9 @@ def _check_parameters(ds: xr.Dataset, clip: float, max_passes: int, bad_slits: s
 def _groups(ds: xr.Dataset, leave_out: str) -> tuple[NDArray[np.int64], list[str]]:
     """Group of each slit, from what the slits are and never from their order."""
     if leave_out == "slit":
-        keys = ["|".join(map(str, k)) for k in zip(*(ds[c].values for c in SLIT_IDENTITY))]
+        keys = [
+            "|".join(map(str, k)) for k in zip(*(ds[c].values for c in SLIT_IDENTITY), strict=True)
+        ]
     elif leave_out in ds.coords and ds[leave_out].dims == ("slit",):
         keys = ds[leave_out].values.astype(str).tolist()
     else:
@@ -264,9 +266,7 @@ def _next_state(state: PassState, sums: PassSums, clip: float, model: Array) -> 
     width = 1.4826 * 0.5 * (quartiles[:, 2] - quartiles[:, 0])
     width = np.interp(spans, middle[filled], np.maximum(width, 0.1))
     model = np.where(np.isfinite(model), model, state.model)
-    return replace(
-        state, model=model, gain=_photon_gain(sums, n), centre=centre, cut=clip * width
-    )
+    return replace(state, model=model, gain=_photon_gain(sums, n), centre=centre, cut=clip * width)
 
 
 def _merged(histogram: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -355,4 +355,3 @@ def _rebin_block(
     if response is not None:
         out[..., :2] *= response[..., None]
     return out
-

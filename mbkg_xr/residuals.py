@@ -162,9 +162,7 @@ class _Sums:
         n = int(self.histogram.sum())
         if n == 0:
             return dict.fromkeys(STATISTICS, float("nan")) | {"n": 0}
-        low, middle, high = histogram_quantiles(
-            self.histogram[None], _Z_EDGES, (0.25, 0.5, 0.75)
-        )[0]
+        middle = histogram_quantiles(self.histogram[None], _Z_EDGES, (0.5,))[0, 0]
         m, s1, s2, s3 = self.powers
         mean, var = s1 / m, s2 / m - (s1 / m) ** 2
         third = s3 / m - 3 * mean * s2 / m + 2 * mean**3
@@ -306,9 +304,10 @@ def compare(
         A row a method, the columns of `STATISTICS`: number of pixels, median, standard deviation
         (of ``|z| < 40``), scaled MAD, skewness, fractions beyond 3 and 5 sigma, fractions under-
         (residual > 0) and over-subtracted, median growth of the error, and ``stack``: the rms over
-        wavelength bins of two detector pixels of ``sum(z) / sqrt(n)`` of residuals within 5 sigma, 1 for perfect residuals and true errors.
-        In nodded subtraction each pixel is subtracted from its partner and the partner from it:
-        their sums cancel, and ``stack`` is small whatever the sky.
+        wavelength bins of two detector pixels of ``sum(z) / sqrt(n)`` of residuals within 5 sigma,
+        1 for perfect residuals and true errors. In nodded subtraction each pixel is subtracted
+        from its partner and the partner from it: their sums cancel, and ``stack`` is small
+        whatever the sky.
 
     Examples
     --------

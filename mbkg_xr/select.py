@@ -1,4 +1,4 @@
-"""Which pixels are sky: quality flags, a median filter, yrel windows, and shutters without a source.
+"""Which pixels are sky: quality flags, a median filter, yrel windows, empty shutters.
 
 Everything here is lazy: the functions add variables to the dataset and compute nothing.
 """
@@ -268,9 +268,7 @@ def _slits_to_use(ds: xr.Dataset, slits: str | Sequence[int]) -> tuple[NDArray, 
 def _select_block(flux, error, wavelength, yrel, quality, use, source, *, windows, bits):
     out = np.zeros(flux.shape, dtype=np.bool_)
     masked = (quality & quality.dtype.type(bits)) != 0
-    _select_pixels(
-        flux, error, wavelength, yrel, masked, use.ravel(), source.ravel(), windows, out
-    )
+    _select_pixels(flux, error, wavelength, yrel, masked, use.ravel(), source.ravel(), windows, out)
     return out
 
 

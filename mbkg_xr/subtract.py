@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import dask.array as da
 import numba
 import numpy as np
@@ -166,7 +168,7 @@ def _gathered(array, order: NDArray, group: NDArray):
     bounds = np.concatenate([[0], ends, [group.size]])
     usual = max(array.chunks[0])
     cuts = [0]
-    for a, b in zip(bounds[1:-1], bounds[2:], strict=True):
+    for a, b in pairwise(bounds[1:]):
         if b - cuts[-1] > usual:
             cuts.append(int(a))
     return array.rechunk({0: tuple(np.diff([*cuts, group.size]).tolist()), 1: -1, 2: -1})

@@ -320,9 +320,7 @@ def _coords(
         "quadrant": int(_first(header.get("MSAQUAD"), meta.get("quadrant"), -1)),
         # shutter_id = column + (row - 1) * 365 (the pipeline's numbering of a quadrant).
         "shutter_row": int(_first(meta.get("ycen"), (shutter - 1) // 365 + 1 if shutter else -1)),
-        "shutter_column": int(
-            _first(meta.get("xcen"), (shutter - 1) % 365 + 1 if shutter else -1)
-        ),
+        "shutter_column": int(_first(meta.get("xcen"), (shutter - 1) % 365 + 1 if shutter else -1)),
         "n_shutters": len(state) or -1,
         "exposure_time": float(_first(primary.get("EFFEXPTM"), header.get("XPOSURE"), np.nan)),
         "mjd": float(_first(primary.get("EXPMID"), header.get("MJD-AVG"), np.nan)),
@@ -343,12 +341,14 @@ def _read_plane(source: SlitSource, variable: str) -> NDArray:
     raw = _read_bytes(source.path, offset, 4 * source.shape[0] * source.shape[1])
     if variable == "quality":
         # FITS keeps unsigned integers shifted by 2^31, which is a flip of the highest bit.
-        return (np.frombuffer(raw, ">u4") ^ np.uint32(1 << 31)).astype(np.uint32).reshape(source.shape)
+        return (
+            (np.frombuffer(raw, ">u4") ^ np.uint32(1 << 31)).astype(np.uint32).reshape(source.shape)
+        )
     return np.frombuffer(raw, ">f4").astype(np.float32).reshape(source.shape)
 
 
 def _wcs_yrel(sources: Sequence[SlitSource]) -> Iterator[NDArray[np.float32]]:
-    """yrel of slits, opening each file's ASDF once for consecutive slits of one file."""
+    """Yrel of slits, opening each file's ASDF once for consecutive slits of one file."""
     opened: tuple[str, Any] | None = None
     for source in sources:
         if opened is None or opened[0] != source.path:
@@ -390,15 +390,17 @@ _PADDING: dict[str, tuple[type, float | int]] = {"quality": (np.uint32, 1)}
 
 
 def _read_block(
-    index: NDArray[np.int64], *, sources: Sequence[SlitSource], variable: str, shape: tuple[int, int]
+    index: NDArray[np.int64],
+    *,
+    sources: Sequence[SlitSource],
+    variable: str,
+    shape: tuple[int, int],
 ) -> NDArray:
     """Pixels of a block of slits, padded to a common shape."""
     dtype, fill = _PADDING.get(variable, (np.float32, np.nan))
     out = np.full((index.size, *shape), fill, dtype=dtype)
     chosen = [sources[i] for i in index]
-    planes = (
-        _wcs_yrel(chosen) if variable == "yrel" else (_read_plane(s, variable) for s in chosen)
-    )
+    planes = _wcs_yrel(chosen) if variable == "yrel" else (_read_plane(s, variable) for s in chosen)
     for slot, source, plane in zip(out, chosen, planes, strict=True):
         slot[: source.shape[0], : source.shape[1]] = plane
     return out

@@ -133,7 +133,7 @@ class Disperser:
         return grid, CubicSpline(u, fine)(grid)
 
     def dispersion(self, wavelength: np.ndarray | float) -> np.ndarray:
-        """um a pixel at wavelengths in um."""
+        """Um a pixel at wavelengths in um."""
         return self._dispersion_spline(wavelength)
 
     def resolution(self, wavelength: np.ndarray | float) -> np.ndarray:

@@ -112,7 +112,7 @@ class Trace:
 
 
 def shutter_positions(n_shutters: int) -> np.ndarray:
-    """yrel of the shutter centres of a slitlet, always integers.
+    """Yrel of the shutter centres of a slitlet, always integers.
 
     Slitlets of an even number of shutters have no middle one: 0 is then the one below the middle,
     so the shutters of a two-shutter slitlet lie at 0 and +1 (half a pitch is added to the distance

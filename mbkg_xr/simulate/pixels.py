@@ -244,7 +244,8 @@ def _sources(
 
 def _outliers(n: int, rng: np.random.Generator) -> np.ndarray:
     """Departures in sigma, as the 26 of 3,922 sky pixels of the CEERS slitlets: up and down alike,
-    mostly 5 to 12, and one in twelve hundreds."""
+    mostly 5 to 12, and one in twelve hundreds.
+    """
     size = (5.5 + rng.exponential(4.5, n)) * np.where(rng.random(n) < 0.08, 20.0, 1.0)
     return np.where(rng.random(n) < 0.5, size, -size)
 

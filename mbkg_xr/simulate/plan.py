@@ -55,7 +55,7 @@ class Slitlet:
 
 
 def source_position(n_shutters: int, nods: int, nod: int) -> int:
-    """yrel of the shutter that holds the source.
+    """Yrel of the shutter that holds the source.
 
     The sequence is that of three-shutter slitlets, 0, -1, +1, and so on outwards. A slitlet with
     fewer shutters than nods repeats its own sequence, so that its source is always in view.
@@ -227,7 +227,8 @@ def _colour(
     observing: Observing, slitlet: Slitlet, of_slitlet: np.ndarray, of_slit: np.ndarray
 ) -> np.ndarray:
     """A third of the variance each: smooth over the quadrant as the spectrograph flat, of the
-    slitlet, and of the slit in this exposure."""
+    slitlet, and of the slit in this exposure.
+    """
     modes = slit_rng(observing.seed, 6, slitlet.quadrant).standard_normal((3, 2))
     place = np.array([slitlet.row / MSA_SHAPE[0], slitlet.column / MSA_SHAPE[1]]) - 0.5
     smooth = modes @ np.sin(np.pi * place)  # of unit variance over a quadrant

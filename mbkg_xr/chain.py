@@ -1,0 +1,189 @@
+"""The whole chain on a programme: what ``mbkg-xr run`` does, as functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import xarray as xr
+
+from .errors import DatasetError, ParameterError
+from .fit import fit_master
+from .io import open_program
+from .io.store import create_store, finish, open_store, write_group
+from .models import BSpline, LogPolynomial
+from .report import write_report
+from .residuals import compare, residuals
+from .schema import SHUTTER_CENTRES
+from .select import Windows, select_background
+from .subtract import subtract, subtract_nods
+
+__all__ = ["MODELS", "ChainResult", "run", "run_tree"]
+
+#: The models by their names on the command line.
+MODELS: Mapping[str, Callable[[], BSpline | LogPolynomial]] = {
+    "bspline": BSpline,
+    "logpoly": LogPolynomial,
+    "seed": lambda: LogPolynomial(method="seed"),
+}
+
+_KEEP = 2**30  # bytes of a configuration that are read once and kept
+
+
+@dataclass
+class ChainResult:
+    """What came out for one configuration.
+
+    Attributes
+    ----------
+    result
+        The subtracted slit dataset with residuals.
+    master
+        The master.
+    table
+        As from `compare`: rows ``master``, ``nods`` and, where slits could be held out,
+        ``heldout``.
+    """
+
+    result: xr.Dataset
+    master: xr.Dataset
+    table: pd.DataFrame
+
+
+def run(
+    paths: str | os.PathLike | Sequence[str | os.PathLike], out: str | os.PathLike, **options
+) -> dict[str, ChainResult]:
+    """Open products and run the whole chain on them. Computes.
+
+    Parameters
+    ----------
+    paths
+        As for `open_program`.
+    out
+        The store to write.
+    **options
+        As for `run_tree`.
+
+    Returns
+    -------
+    dict of ChainResult
+        By configuration.
+    """
+    return run_tree(open_program(paths), out, **options)
+
+
+def run_tree(
+    tree: xr.DataTree | Mapping[str, xr.Dataset],
+    out: str | os.PathLike,
+    *,
+    model: str | BSpline | LogPolynomial = "bspline",
+    yrel: Windows = SHUTTER_CENTRES,
+    exclude: Sequence[str] | None = None,
+    slits: str | Sequence[int] = "all",
+    leave_out: str = "slit",
+    bad_slits: str = "raise",
+    report: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    on_step: Callable[[str], None] | None = None,
+) -> dict[str, ChainResult]:
+    """Select, fit, subtract and score every configuration of a programme, and save. Computes.
+
+    Parameters
+    ----------
+    tree
+        From `open_program`, or slit datasets by name.
+    out
+        The Zarr store to write: a group a configuration, and ``<configuration>/master``. It gets
+        its name when it is complete.
+    model
+        ``"bspline"``, ``"logpoly"``, ``"seed"``, or a model.
+    yrel, exclude, slits
+        As for `select_background`.
+    leave_out, bad_slits
+        As for `fit_master`.
+    report
+        A directory for figures and a page.
+    overwrite
+        Replace an existing store and report.
+    on_step
+        Called with a line of text as each step begins.
+
+    Returns
+    -------
+    dict of ChainResult
+        By configuration, lazy from the store.
+
+    Raises
+    ------
+    MbkgError
+        Of the kind that says what to mend; nothing is then left under `out`.
+    """
+    if isinstance(model, str):
+        if model not in MODELS:
+            raise ParameterError("unknown model", expected=" ".join(MODELS), found=model)
+        model = MODELS[model]()
+    say = on_step or (lambda text: None)
+    datasets = _slit_datasets(tree)
+    tables: dict[str, pd.DataFrame] = {}
+    with create_store(out, overwrite=overwrite) as staging:
+        for name, ds in datasets.items():
+            say(f"{name}: reading")
+            ds = ds.persist() if ds.nbytes <= _KEEP else ds
+            selected = select_background(ds, yrel=yrel, exclude=exclude, slits=slits)
+            master = fit_master(
+                selected,
+                model=model,
+                leave_out=leave_out,
+                bad_slits=bad_slits,
+                on_pass=lambda text, name=name: say(f"{name}: {text}"),
+            )
+            say(f"{name}: subtracting")
+            write_group(residuals(subtract(selected, master)), staging, name)
+            write_group(master, staging, f"{name}/master")
+            result = open_store(staging)[name].to_dataset()
+            say(f"{name}: residuals")
+            # The store already holds the geometry: reading it is cheaper than making it anew.
+            geometry = {k: result[k] for k in ("wavelength", "yrel")}
+            selected = selected.assign_coords(geometry)
+            nods = residuals(subtract_nods(selected))
+            held = None
+            if "heldout_polynomial" in master:
+                held = residuals(subtract(selected, master, heldout=True))
+            tables[name] = compare(result, nods, heldout=held)
+            if report is not None:
+                say(f"{name}: figures")
+                folder = Path(report) if len(datasets) == 1 else Path(report) / name
+                write_report(
+                    result, master, folder, nods=nods, heldout=held, table=tables[name], name=name
+                )
+        finish(staging)
+    saved = open_store(out)
+    return {
+        name: ChainResult(
+            saved[name].to_dataset(), saved[f"{name}/master"].to_dataset(), tables[name]
+        )
+        for name in datasets
+    }
+
+
+def _slit_datasets(tree: xr.DataTree | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """The slit datasets of a programme, without what may lie below them."""
+    if isinstance(tree, xr.DataTree):
+        nodes = {name: node.to_dataset() for name, node in tree.children.items() if node.has_data}
+    else:
+        nodes = dict(tree)
+    if not nodes:
+        raise DatasetError("no configuration to work on", expected="at least one slit dataset")
+    done = [name for name, ds in nodes.items() if "background" in ds]
+    if done:
+        raise DatasetError(
+            "the background is already subtracted",
+            where=done[0],
+            expected="slits as calibrated",
+            found="a result of an earlier run",
+            remedy="run on the products or the store they were ingested to",
+        )
+    return nodes

@@ -1,0 +1,282 @@
+"""What all models share: the problem, the answer, and the linear algebra of local bases.
+
+Every model becomes, span by span, a cubic polynomial in t. Its basis is *local*: on each span only
+a few consecutive functions differ from zero (four for a cubic B-spline, all for a polynomial), so
+one set of banded normal equations serves all models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve_banded, cholesky_banded
+
+from ..errors import FitError
+from ..spans import SpanGrid
+
+__all__ = [
+    "ERROR_NODES",
+    "NODES",
+    "PIXEL_MEAN",
+    "TO_POWERS",
+    "Basis",
+    "Fitted",
+    "Model",
+    "Problem",
+    "chi2_by_group",
+    "choose",
+    "dense",
+    "normal_equations",
+    "pixel_mean",
+    "scores_of",
+    "solve_banded",
+    "too_few_pixels",
+]
+
+Array = NDArray[np.float64]
+
+# A pixel measures the mean over its own width, which is one span: the mean of t^2 over [t-1/2,
+# t+1/2] is t^2 + 1/12, that of t^3 is t^3 + t/4.
+PIXEL_MEAN = np.array([[1, 0, 1 / 12, 0], [0, 1, 0, 1 / 4], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+NODES = np.array([0.05, 0.35, 0.65, 0.95])
+TO_POWERS = np.linalg.inv(np.vander(NODES, 4, increasing=True))
+#: Positions t within a span at which the standard error of the sky is kept.
+ERROR_NODES = np.array([0.0, 0.25, 0.5, 0.75])
+
+
+def pixel_mean(polynomial: Array) -> Array:
+    """Span polynomials of the mean over one detector pixel, from those of the sky itself.
+
+    Exact within a span; across a knot it continues the span's own cubic, which errs by
+    1/384 of the jump of the third derivative.
+
+    Parameters
+    ----------
+    polynomial
+        ``(..., span, 4)``, powers of t.
+
+    Examples
+    --------
+    >>> pixel_mean(np.array([[0.0, 0.0, 12.0, 0.0]])).tolist()
+    [[1.0, 0.0, 12.0, 0.0]]
+    """
+    return polynomial @ PIXEL_MEAN.T
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Moments of all groups of slits, and where they have data.
+
+    Attributes
+    ----------
+    grid
+        The spans.
+    moments
+        ``(group, span, 12)``.
+    count
+        ``(group, span)``, pixels.
+    scale
+        ``(span,)``, a positive first guess of the sky, the unit of the spline's penalty.
+    """
+
+    grid: SpanGrid
+    moments: Array
+    count: NDArray[np.int64]
+    scale: Array
+
+    @property
+    def domain(self) -> tuple[int, int]:
+        """First span with pixels and the one past the last."""
+        filled = np.flatnonzero(self.count.sum(axis=0))
+        return int(filled[0]), int(filled[-1]) + 1
+
+    @property
+    def n_pixels(self) -> int:
+        """Pixels used."""
+        return int(self.count.sum())
+
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """Groups that have pixels."""
+        return np.flatnonzero(self.count.sum(axis=1))
+
+
+@dataclass
+class Fitted:
+    """A model with its coefficients found.
+
+    Attributes
+    ----------
+    polynomial
+        ``(span, 4)``, the sky S on each span in powers of t; NaN outside the model's domain.
+    expected
+        ``(span, 4)``, what a pixel is expected to measure (the mean of S over it).
+    sky_error
+        ``(span, 4)``, standard error of ``expected`` at `ERROR_NODES`, for unit variance scale.
+    heldout
+        ``(group, span, 4)``, S fitted without each group; empty where there is only one.
+    coefficient, covariance
+        Of the model's own parameters, for unit variance scale.
+    dof
+        Effective number of parameters.
+    description
+        Scalars that define the model: knot spacing, penalty, degree ...
+    knots
+        Wavelengths of the knots, um; empty for polynomials.
+    table
+        One dict a candidate tried: its label, dof, scores, and whether it was chosen.
+    """
+
+    polynomial: Array
+    expected: Array
+    sky_error: Array
+    heldout: Array
+    coefficient: Array
+    covariance: Array
+    dof: float
+    description: dict[str, float | str]
+    knots: Array = field(default_factory=lambda: np.empty(0))
+    table: list[dict] = field(default_factory=list)
+
+
+class Model(Protocol):
+    """What `fit_master` asks of a model."""
+
+    name: str
+    log_data: bool
+
+    def fit(self, problem: Problem) -> Fitted:
+        """Choose among the candidates and solve."""
+        ...
+
+    def expected(self, polynomial: Array) -> Array:
+        """What a pixel measures, from the sky's span polynomials."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------------
+# Linear algebra of local bases
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Functions on spans: ``coef[i, :, a]`` is function ``first[i] + a`` on span ``spans[i]``."""
+
+    spans: NDArray[np.int64]
+    first: NDArray[np.int64]
+    coef: Array
+    size: int
+
+    def combine(self, coefficient: Array, n_spans: int) -> Array:
+        """Span polynomials of a linear combination, NaN on spans without basis."""
+        out = np.full((n_spans, 4), np.nan)
+        index = self.first[:, None] + np.arange(self.coef.shape[2])
+        out[self.spans] = np.einsum("smw,sw->sm", self.coef, coefficient[index])
+        return out
+
+    def standard_error(self, covariance: Array, n_spans: int) -> Array:
+        """Standard error at `ERROR_NODES` of each span."""
+        powers = np.vander(ERROR_NODES, 4, increasing=True)
+        values = np.einsum("em,smw->sew", powers, self.coef)
+        index = self.first[:, None] + np.arange(self.coef.shape[2])
+        local = covariance[index[:, :, None], index[:, None, :]]
+        out = np.full((n_spans, ERROR_NODES.size), np.nan)
+        variance = np.einsum("sew,swv,sev->se", values, local, values)
+        out[self.spans] = np.sqrt(np.maximum(variance, 0))
+        return out
+
+
+def hankel(moments: Array) -> Array:
+    """``(..., 4, 4)`` Gram matrices of the powers of t."""
+    return moments[..., np.add.outer(np.arange(4), np.arange(4))]
+
+
+def normal_equations(basis: Basis, moments: Array, offset: Array) -> tuple[Array, Array]:
+    """Banded normal equations (lower form) and right-hand sides of each group.
+
+    `offset` holds span polynomials to take off the data first.
+    """
+    width, k = basis.coef.shape[2], basis.size
+    part = moments[:, basis.spans]
+    gram = hankel(part[..., :7])
+    data = part[..., 7:11] - np.einsum("gsml,sl->gsm", gram, offset[basis.spans])
+    local = np.einsum("smw,gsml,slv->gswv", basis.coef, gram, basis.coef, optimize=True)
+    right = np.einsum("smw,gsm->gsw", basis.coef, data)
+    bands = np.zeros((moments.shape[0], width, k))
+    rhs = np.zeros((moments.shape[0], k))
+    everything = slice(None)
+    for a in range(width):
+        np.add.at(rhs, (everything, basis.first + a), right[:, :, a])
+        for b in range(a + 1):
+            np.add.at(bands[:, a - b], (everything, basis.first + b), local[:, :, a, b])
+    return bands, rhs
+
+
+def solve_banded(bands: Array, rhs: Array) -> Array:
+    return cho_solve_banded((cholesky_banded(bands, lower=True), True), rhs)
+
+
+def dense(bands: Array) -> Array:
+    k = bands.shape[1]
+    out = np.zeros((k, k))
+    for d in range(bands.shape[0]):
+        i = np.arange(k - d)
+        out[i + d, i] = bands[d, : k - d]
+        out[i, i + d] = bands[d, : k - d]
+    return out
+
+
+def chi2_by_group(polynomial: Array, moments: Array) -> Array:
+    """chi2 of each group's pixels against span polynomials (``(span, 4)`` or one a group)."""
+    p = np.nan_to_num(polynomial)
+    p = np.broadcast_to(p, (moments.shape[0], *p.shape[-2:]))
+    quadratic = np.einsum("gsm,gsml,gsl->g", p, hankel(moments[..., :7]), p, optimize=True)
+    linear = np.einsum("gsm,gsm->g", p, moments[..., 7:11])
+    return moments[..., 11].sum(axis=1) - 2 * linear + quadratic
+
+
+def scores_of(problem: Problem, chi2: float, dof: float, heldout: Array | None) -> dict:
+    """Information criteria, and the held-out score: chi2 a pixel of groups left out of the fit."""
+    n = problem.n_pixels
+    row = {
+        "dof": dof,
+        "chi2": chi2,
+        "gcv": n * chi2 / (n - dof) ** 2,
+        "aicc": n * np.log(chi2 / n) + 2 * dof + 2 * dof * (dof + 1) / max(n - dof - 1, 1),
+        "bic": n * np.log(chi2 / n) + dof * np.log(n),
+        "heldout": np.nan,
+        "heldout_se": np.nan,
+    }
+    if heldout is not None:
+        groups = problem.groups
+        counts = problem.count.sum(axis=1)[groups]
+        each = heldout[groups] / counts
+        row["heldout"] = heldout[groups].sum() / counts.sum()
+        row["heldout_se"] = each.std(ddof=1) / np.sqrt(groups.size)
+    return row
+
+
+def choose(table: list[dict], criterion: str | None = None) -> int:
+    """Index of the chosen row: lowest held-out score, or GCV where nothing can be left out."""
+    if criterion is None:
+        criterion = "heldout" if np.isfinite([r["heldout"] for r in table]).any() else "gcv"
+    values = np.array([r[criterion] for r in table])
+    best = int(np.nanargmin(values))
+    for i, row in enumerate(table):
+        row["chosen"] = i == best
+        row["criterion"] = criterion
+    return best
+
+
+def too_few_pixels(n_pixels: int, needed: int, what: str) -> FitError:
+    return FitError(
+        "fewer pixels than coefficients",
+        where=what,
+        expected=f"at least {needed} selected pixels",
+        found=n_pixels,
+        remedy="select more pixels (wider yrel windows, more slits) or a model with fewer "
+        "coefficients",
+    )

@@ -1,0 +1,231 @@
+"""Log-polynomials: with a logarithmic link, and the first recipe, on logarithms of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.polynomial import chebyshev
+from numpy.typing import NDArray
+
+from ..errors import ParameterError
+from .basis import (
+    ERROR_NODES,
+    NODES,
+    PIXEL_MEAN,
+    TO_POWERS,
+    Basis,
+    Fitted,
+    Problem,
+    chi2_by_group,
+    choose,
+    normal_equations,
+    pixel_mean,
+    scores_of,
+    solve_banded,
+    too_few_pixels,
+)
+
+__all__ = ["LogPolynomial"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LogPolynomial:
+    """Exponential of a polynomial in wavelength.
+
+    Parameters
+    ----------
+    degree
+        Degree of the polynomial, or None to choose among 1 ... `max_degree`.
+    max_degree
+        The highest candidate.
+    method
+        ``"link"`` fits ``exp(polynomial)`` to the flux itself, by Gauss-Newton (a generalised
+        linear model with logarithmic link): unbiased, and negative flux is welcome. ``"seed"``
+        is the recipe this toolkit began with: drop flux that is not positive, take the
+        logarithm, fit polynomials of increasing degree without weights, keep the one with the
+        lowest chi2. It is biased: the logarithm of noisy flux averages low, and dropping what is
+        not positive averages high. Measured: see the README.
+
+    Examples
+    --------
+    >>> LogPolynomial(method="seed").max_degree
+    15
+    """
+
+    degree: int | None = None
+    max_degree: int = 15
+    method: str = "link"
+
+    def __post_init__(self) -> None:
+        if self.method not in ("link", "seed"):
+            raise ParameterError("unknown method", expected="'link' or 'seed'", found=self.method)
+        for degree in (self.max_degree, 1 if self.degree is None else self.degree):
+            if int(degree) != degree or not 0 <= degree <= 40:
+                raise ParameterError("unusable degree", expected="0 ... 40", found=degree)
+
+    @property
+    def name(self) -> str:
+        return "logpoly" if self.method == "link" else "seed"
+
+    @property
+    def log_data(self) -> bool:
+        """Whether the moments must be of ln flux."""
+        return self.method == "seed"
+
+    def expected(self, polynomial: Array) -> Array:
+        """Mean over a pixel; the seed's recipe takes the value at the pixel's centre."""
+        return polynomial if self.log_data else pixel_mean(polynomial)
+
+    def fit(self, problem: Problem) -> Fitted:
+        """Choose the degree by the held-out score (the seed: by lowest chi2), and solve."""
+        degrees = range(1, self.max_degree + 1) if self.degree is None else (self.degree,)
+        degrees = [d for d in degrees if d < problem.n_pixels]
+        if not degrees:
+            raise too_few_pixels(problem.n_pixels, (self.degree or 1) + 1, "log-polynomial")
+        system = _LogSystem(problem, self.log_data)
+        table, solutions = [], []
+        for degree in degrees:
+            coefficient, scores = system.solve(degree)
+            label = {"label": f"degree {degree}", "degree": float(degree)}
+            table.append({**label, "spacing": np.nan, "penalty": np.nan, **scores})
+            solutions.append(coefficient)
+        best = choose(table, "chi2" if self.log_data else None)
+        return system.finish(solutions[best], table)
+
+
+class _LogSystem:
+    """Log-polynomials of any degree on one problem."""
+
+    def __init__(self, problem: Problem, log_data: bool):
+        self.problem, self.log_data = problem, log_data
+        grid = problem.grid
+        first, last = problem.domain
+        self.spans = np.arange(max(first - 1, 0), min(last + 1, grid.size))
+        self.low, self.high = float(grid.edges[first]), float(grid.edges[last])
+        wave = grid.edges[self.spans, None] + grid.widths[self.spans, None] * NODES
+        self.x = 2 * (wave - self.low) / (self.high - self.low) - 1
+        self.start: Array | None = None
+
+    def _basis(self, factor: Array | None, degree: int) -> Basis:
+        """Chebyshev polynomials on the spans, times the sky where that is the derivative."""
+        values = chebyshev.chebvander(self.x, degree)
+        if factor is not None:
+            values = values * factor[..., None]
+        coef = np.einsum("mn,snw->smw", TO_POWERS, values)
+        if not self.log_data:
+            coef = np.einsum("nm,smw->snw", PIXEL_MEAN, coef)
+        return Basis(self.spans, np.zeros(self.spans.size, dtype=np.int64), coef, degree + 1)
+
+    def _sky(self, coefficient: Array) -> Array:
+        """Span polynomials of exp(polynomial)."""
+        out = np.full((self.problem.grid.size, 4), np.nan)
+        values = np.exp(np.clip(chebyshev.chebval(self.x, coefficient), -300, 300))
+        out[self.spans] = values @ TO_POWERS.T
+        return out
+
+    def _model(self, coefficient: Array) -> Array:
+        """Span polynomials of what the moments are of: ln flux for the seed, else pixel means."""
+        if self.log_data:
+            basis = self._basis(None, coefficient.size - 1)
+            return basis.combine(coefficient, self.problem.grid.size)
+        return pixel_mean(self._sky(coefficient))
+
+    def _step(self, coefficient: Array) -> tuple[Basis, Array, Array]:
+        """Normal equations of a Gauss-Newton step from here."""
+        factor = None
+        if not self.log_data:
+            factor = np.exp(chebyshev.chebval(self.x, coefficient))
+        basis = self._basis(factor, coefficient.size - 1)
+        offset = np.nan_to_num(self._model(coefficient))
+        bands, rhs = normal_equations(basis, self.problem.moments, offset)
+        return basis, bands, rhs
+
+    def solve(self, degree: int) -> tuple[Array, dict]:
+        problem = self.problem
+        coefficient = self._first_guess(degree)
+        chi2 = float(chi2_by_group(self._model(coefficient), problem.moments).sum())
+        for _ in range(50):
+            _, bands, rhs = self._step(coefficient)
+            step = self._regular_solve(bands.sum(axis=0), rhs.sum(axis=0))
+            for _halving in range(12):
+                trial = coefficient + step
+                new = float(chi2_by_group(self._model(trial), problem.moments).sum())
+                if new <= chi2 or not np.isfinite(chi2):
+                    break
+                step = step / 2
+            done = chi2 - new <= 1e-9 * abs(chi2)
+            if new <= chi2 or not np.isfinite(chi2):
+                coefficient, chi2 = trial, new
+            if done:
+                break
+        self.start = coefficient
+        heldout = None
+        if problem.groups.size > 1:
+            heldout = chi2_by_group(
+                np.array([self._model(c) for c in self._without_each(coefficient)]),
+                problem.moments,
+            )
+        return coefficient, scores_of(problem, chi2, float(degree + 1), heldout)
+
+    def _first_guess(self, degree: int) -> Array:
+        """The solution of the degree below, or the logarithm of the running median."""
+        if self.start is not None and self.start.size <= degree + 1:
+            return np.pad(self.start, (0, degree + 1 - self.start.size))
+        inside = self.spans
+        level = np.log(self.problem.scale[inside])
+        weight = np.sqrt(self.problem.count.sum(axis=0)[inside])
+        return chebyshev.chebfit(self.x.mean(axis=1), level, min(degree, 6), w=weight + 1e-3) @ (
+            np.eye(min(degree, 6) + 1, degree + 1)
+        )
+
+    @staticmethod
+    def _regular_solve(bands: Array, rhs: Array) -> Array:
+        # A ridge of rounding size keeps high degrees solvable where the columns nearly depend.
+        ridge = np.zeros_like(bands)
+        ridge[0] = 1e-13 * bands[0].max()
+        return solve_banded(bands + ridge, rhs)
+
+    def _without_each(self, coefficient: Array) -> Array:
+        """Coefficients without each group: one Gauss-Newton step from the common solution."""
+        _, bands, rhs = self._step(coefficient)
+        total, right = bands.sum(axis=0), rhs.sum(axis=0)
+        return np.array(
+            [
+                coefficient + self._regular_solve(total - b, right - r)
+                for b, r in zip(bands, rhs, strict=True)
+            ]
+        )
+
+    def finish(self, coefficient: Array, table: list[dict]) -> Fitted:
+        n = self.problem.grid.size
+        polynomial = self._sky(coefficient)
+        basis, bands, _ = self._step(coefficient)
+        total = bands.sum(axis=0)
+        covariance = self._regular_solve(total, np.eye(coefficient.size))
+        error = basis.standard_error(covariance, n)
+        expected = polynomial
+        if self.log_data:
+            # The moments are of ln flux with unit weights: scale to relative errors, then to flux.
+            variance = next(r["chi2"] for r in table if r["chosen"]) / self.problem.n_pixels
+            covariance = covariance * variance
+            level = polynomial @ np.vander(ERROR_NODES, 4, increasing=True).T
+            error = np.sqrt(variance) * error * level
+        else:
+            expected = pixel_mean(polynomial)
+        heldout = np.empty((0, n, 4))
+        if self.problem.groups.size > 1:
+            heldout = np.array([self._sky(c) for c in self._without_each(coefficient)])
+        return Fitted(
+            polynomial=polynomial,
+            expected=expected,
+            sky_error=error,
+            heldout=heldout,
+            coefficient=coefficient,
+            covariance=covariance,
+            dof=float(coefficient.size),
+            description={"degree": float(coefficient.size - 1), "low": self.low, "high": self.high},
+            table=table,
+        )
