@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 
 _MAX_GROUPS = 64
 _BIN_PIXELS = 200  # a running centre from fewer pixels than this is noise
-_CHOOSE_PASSES = 3  # the model is chosen anew in this many passes, then kept
+_CHOOSE_PASS = 3  # the model is chosen among all candidates in this pass, then kept
 _USUAL = 3.0  # pixels with errors beyond this many medians say nothing of the usual noise
 _CONVERGED = 0.02  # change of the master between passes, in units of its standard error
 
@@ -124,7 +124,7 @@ def fit_master(
     history: list[dict] = []
     fitted: Fitted | None = None
     table: list[dict] = []
-    current = model
+    current = model.provisional()
     for number in range(1, max_passes + 1):
         say(f"pass {number}")
         sums = accumulate(ds, grid, state, groups, len(group_names))
@@ -133,10 +133,11 @@ def fit_master(
             raise FitError(
                 "no pixel left after clipping", found=f"clip={clip}", remedy="clip less hard"
             )
+        if number == _CHOOSE_PASS:
+            current = model
         previous, fitted = fitted, current.fit(problem)
-        if number <= _CHOOSE_PASSES:
+        if number == _CHOOSE_PASS:
             table = fitted.table
-        if number == _CHOOSE_PASSES:
             current = _fixed(model, fitted)
         change = _change(previous, fitted)
         scatter = _scatter(sums)
@@ -148,13 +149,11 @@ def fit_master(
                 "change": change,
             }
         )
-        if number > _CHOOSE_PASSES and change < _CONVERGED:
+        if number > _CHOOSE_PASS and change < _CONVERGED:
             break
         state = _next_state(state, sums, clip, fitted.expected)
     assert fitted is not None
     fitted.table = table
-    if fitted.heldout.size:
-        fitted.heldout = fitted.heldout[: len(group_names)]
     return build_master(
         fitted,
         grid,
@@ -199,9 +198,9 @@ def _check_parameters(ds: xr.Dataset, clip: float, max_passes: int, bad_slits: s
         )
     if not clip > 1:
         raise ParameterError("unusable clipping limit", expected="more than 1 sigma", found=clip)
-    if max_passes < _CHOOSE_PASSES + 1:
+    if max_passes <= _CHOOSE_PASS:
         raise ParameterError(
-            "too few passes", expected=f"at least {_CHOOSE_PASSES + 1}", found=max_passes
+            "too few passes", expected=f"at least {_CHOOSE_PASS + 1}", found=max_passes
         )
     if bad_slits not in ("raise", "skip"):
         raise ParameterError(

@@ -113,22 +113,22 @@ def _accumulate_block(
             for j in range(flux.shape[2]):
                 if not selected[s, i, j]:
                     continue
-                n, t = find_span(float(wavelength[s, i, j]), edges, lookup, step)
+                n, t = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
                 if n < 0:
                     continue
-                y = float(flux[s, i, j])
-                e2 = float(error[s, i, j]) ** 2
+                y = np.float64(flux[s, i, j])
+                e2 = np.float64(error[s, i, j]) ** 2
                 mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
                 variance = e2
                 photon = 0.0
                 a = gain[n] * time_factor[s]
                 if has_var:
-                    photon = float(var_poisson[s, i, j])
+                    photon = np.float64(var_poisson[s, i, j])
                 if a >= 0:
                     # The datum's own photon noise is replaced by the model's: weights that follow
                     # the datum pull the fit low.
                     if has_var:
-                        rest = float(var_rnoise[s, i, j])
+                        rest = np.float64(var_rnoise[s, i, j])
                     else:
                         rest = max(e2 - a * y, 0.02 * e2)
                     if rest > 0:
@@ -257,7 +257,7 @@ def _key_histogram(
             for j in range(bits.shape[2]):
                 if not selected[s, i, j]:
                     continue
-                n, _ = find_span(float(wavelength[s, i, j]), edges, lookup, step)
+                n, _ = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
                 if n < 0:
                     continue
                 b = np.uint32(bits[s, i, j])

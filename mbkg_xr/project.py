@@ -236,7 +236,7 @@ class _Integrals:
         u = self.grid.pixel_coordinate(wavelength)
         n = np.clip(np.nan_to_num(u).astype(int), 0, self.grid.size - 1)
         t = u - n
-        c = self.polynomials[0, n]
+        c = np.nan_to_num(self.polynomials[0, n])
         part = t * (c[:, 0] + t * (c[:, 1] / 2 + t * (c[:, 2] / 3 + t * c[:, 3] / 4)))
         return self.cumulative[0, n] + self.grid.widths[n] * part
 
@@ -272,10 +272,10 @@ def _integral(wavelength, edges, lookup, step, polynomial, cumulative):  # pragm
 @numba.njit(nogil=True)
 def _half_way(row, j, n):  # pragma: no cover - compiled
     """Wavelength half a pixel past column j, NaN where neither neighbour is known."""
-    a = float(row[j])
-    b = float(row[j + 1]) if j + 1 < n else np.nan
-    before = float(row[j - 1]) if j > 0 else np.nan
-    after = float(row[j + 2]) if j + 2 < n else np.nan
+    a = np.float64(row[j])
+    b = np.float64(row[j + 1]) if j + 1 < n else np.nan
+    before = np.float64(row[j - 1]) if j > 0 else np.nan
+    after = np.float64(row[j + 2]) if j + 2 < n else np.nan
     if not np.isnan(a) and not np.isnan(b):
         if not np.isnan(before) and not np.isnan(after):
             return (9 * (a + b) - before - after) / 16
@@ -296,14 +296,14 @@ def _project_pixels(
             row = wavelength[s, i]
             nx = row.shape[0]
             for j in range(nx):
-                n, t = find_span(float(row[j]), edges, lookup, step)
+                n, t = find_span(np.float64(row[j]), edges, lookup, step)
                 if n < 0 or not constrained[n]:
                     continue
                 high = _half_way(row, j, nx)
                 if j > 0:
                     low = _half_way(row, j - 1, nx)
                 else:
-                    low = 2 * float(row[j]) - high
+                    low = 2 * np.float64(row[j]) - high
                 if high == low:
                     continue
                 total = _integral(high, edges, lookup, step, polynomial, cumulated)

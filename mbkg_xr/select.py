@@ -125,8 +125,8 @@ def _running_median(
                 n = 0
                 for k in range(max(0, j - half), min(flux.shape[2], j + half + 1)):
                     if usable[s, i, k]:
-                        _insert(values, n, float(flux[s, i, k]))
-                        _insert(errors, n, float(error[s, i, k]))
+                        _insert(values, n, np.float64(flux[s, i, k]))
+                        _insert(errors, n, np.float64(error[s, i, k]))
                         n += 1
                 middle = 0.5 * (values[(n - 1) // 2] + values[n // 2])
                 # The pixel's own error follows its own counts: measured by that, low pixels would

@@ -190,7 +190,7 @@ def span_grid(ds: xr.Dataset) -> SpanGrid:
     """
     grating = str(ds.attrs.get("configuration", "")).split("-")[0]
     low, high = _RANGE.get(grating, (1.0, 2.0))
-    wave = np.linspace(low, high, 4001)
+    wave = np.linspace(low, high, 20001)
     step = 1 / dispersion(grating, wave)
     u = np.concatenate([[0], np.cumsum(0.5 * (step[1:] + step[:-1]) * np.diff(wave))])
     return SpanGrid(np.interp(np.arange(int(u[-1]) + 1), u, wave))

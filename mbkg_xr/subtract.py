@@ -211,7 +211,7 @@ def _nod_means(
                     if not np.isnan(source[p]) and abs(yrel[p, k, m] - source[p]) <= 0.5:
                         continue
                     total += flux[p, k, m]
-                    variance += float(error[p, k, m]) ** 2
+                    variance += np.float64(error[p, k, m]) ** 2
                     n += 1
                 if n > 0:
                     out[s, i, j, 0] = total / n

@@ -33,8 +33,8 @@ def test_tilt_and_step_vary_over_the_msa_as_the_traces_do():
             t = trace(quadrant, 183, column, "NRS1", PRISM)
             tilts.append(t.tilt)
             steps.append(-1 / t.pitch)
-    assert -0.17 < min(tilts) and max(tilts) < -0.10
-    assert -0.202 < min(steps) and max(steps) < -0.197
+    assert min(tilts) > -0.17 and max(tilts) < -0.10
+    assert min(steps) > -0.202 and max(steps) < -0.197
 
 
 def test_both_detectors_see_one_focal_plane():

@@ -96,18 +96,36 @@ def is_store(path: str | Path) -> bool:
 
 def write_group(ds: xr.Dataset, store: str | Path, group: str) -> None:
     """Write one dataset as a group of a store. Computes what is lazy, chunk by chunk."""
-    ds = ds.drop_encoding()
-    if "slit" in ds.dims and any(v.chunks for v in ds.variables.values()):
-        ds = ds.chunk({"slit": _even(ds)})
+    ds = _with_plain_strings(ds.drop_encoding())
+    ds = _whole_chunks(ds)
     ds.to_zarr(
         store, group=group, mode="a", zarr_format=3, consolidated=False, encoding=_encoding(ds)
     )
 
 
-def _even(ds: xr.Dataset) -> int:
-    """The slit chunk length: that of the data, if it is one length, else the usual one."""
-    lengths = ds.chunksizes.get("slit", (SLITS_A_CHUNK,))
-    return int(lengths[0]) if len(set(lengths[:-1])) <= 1 else SLITS_A_CHUNK
+def _with_plain_strings(ds: xr.Dataset) -> xr.Dataset:
+    """Strings of variable length: those of fixed length have no place in the Zarr format."""
+    text = {n: v.astype(object) for n, v in ds.variables.items() if v.dtype.kind in "UT"}
+    return _replaced(ds, text)
+
+
+def _whole_chunks(ds: xr.Dataset) -> xr.Dataset:
+    """Lazy pixels in chunks of one length, so that no two tasks write to the same chunk."""
+    lazy = {n: v for n, v in ds.variables.items() if v.chunks is not None and v.ndim > 1}
+    lengths = {v.chunksizes["slit"] for v in lazy.values() if "slit" in v.dims}
+    if not lengths:
+        return ds
+    first = next(iter(lengths))
+    even = len(lengths) == 1 and len(set(first[:-1])) <= 1 and first[-1] <= first[0]
+    slits = first[0] if even else SLITS_A_CHUNK
+    whole = {n: v.chunk({d: slits if d == "slit" else -1 for d in v.dims}) for n, v in lazy.items()}
+    return _replaced(ds, whole)
+
+
+def _replaced(ds: xr.Dataset, variables: Mapping) -> xr.Dataset:
+    """The dataset with variables exchanged, coordinates staying coordinates."""
+    coords = {n: v for n, v in variables.items() if n in ds.coords}
+    return ds.assign_coords(coords).assign({k: v for k, v in variables.items() if k not in coords})
 
 
 def save(
@@ -182,4 +200,18 @@ def open_store(path: str | Path) -> xr.DataTree:
             found=version,
             remedy="update mbkg_xr",
         )
-    return xr.open_datatree(path, engine="zarr", consolidated=False, chunks={})
+    tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks=None)
+    return tree.map_over_datasets(_lazy_pixels)
+
+
+def _lazy_pixels(ds: xr.Dataset) -> xr.Dataset:
+    """Pixels as dask arrays; the rest in memory: it is small, and every step asks for it."""
+    variables = {}
+    for name, variable in ds.variables.items():
+        if variable.dims[:3] == ("slit", "y", "x"):
+            variables[name] = variable.chunk(variable.encoding.get("preferred_chunks", {}))
+        elif variable.dtype.kind in "OT":
+            variables[name] = variable.load().astype(str)
+        else:
+            variables[name] = variable.load()
+    return _replaced(ds, variables)

@@ -8,6 +8,7 @@ one set of banded normal equations serves all models.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -98,6 +99,21 @@ class Problem:
         """Pixels used."""
         return int(self.count.sum())
 
+    @cached_property
+    def total(self) -> Problem:
+        """The same pixels as one group."""
+        return Problem(
+            self.grid,
+            self.moments.sum(axis=0, keepdims=True),
+            self.count.sum(axis=0, keepdims=True),
+            self.scale,
+        )
+
+    @cached_property
+    def gram(self) -> Array:
+        """``(group, span, 4, 4)`` Gram matrices of the powers of t."""
+        return hankel(self.moments[..., :7])
+
     @property
     def groups(self) -> NDArray[np.int64]:
         """Groups that have pixels."""
@@ -152,6 +168,10 @@ class Model(Protocol):
         """Choose among the candidates and solve."""
         ...
 
+    def provisional(self) -> Model:
+        """The same with few candidates, for the passes before the choice."""
+        ...
+
     def expected(self, polynomial: Array) -> Array:
         """What a pixel measures, from the sky's span polynomials."""
         ...
@@ -194,19 +214,19 @@ def hankel(moments: Array) -> Array:
     return moments[..., np.add.outer(np.arange(4), np.arange(4))]
 
 
-def normal_equations(basis: Basis, moments: Array, offset: Array) -> tuple[Array, Array]:
+def normal_equations(basis: Basis, problem: Problem, offset: Array) -> tuple[Array, Array]:
     """Banded normal equations (lower form) and right-hand sides of each group.
 
     `offset` holds span polynomials to take off the data first.
     """
     width, k = basis.coef.shape[2], basis.size
-    part = moments[:, basis.spans]
-    gram = hankel(part[..., :7])
-    data = part[..., 7:11] - np.einsum("gsml,sl->gsm", gram, offset[basis.spans])
+    gram = problem.gram[:, basis.spans]
+    data = problem.moments[:, basis.spans, 7:11] - np.einsum("gsml,sl->gsm", gram, offset[basis.spans])
     local = np.einsum("smw,gsml,slv->gswv", basis.coef, gram, basis.coef, optimize=True)
     right = np.einsum("smw,gsm->gsw", basis.coef, data)
-    bands = np.zeros((moments.shape[0], width, k))
-    rhs = np.zeros((moments.shape[0], k))
+    groups = problem.moments.shape[0]
+    bands = np.zeros((groups, width, k))
+    rhs = np.zeros((groups, k))
     everything = slice(None)
     for a in range(width):
         np.add.at(rhs, (everything, basis.first + a), right[:, :, a])
@@ -229,11 +249,12 @@ def dense(bands: Array) -> Array:
     return out
 
 
-def chi2_by_group(polynomial: Array, moments: Array) -> Array:
+def chi2_by_group(polynomial: Array, problem: Problem) -> Array:
     """chi2 of each group's pixels against span polynomials (``(span, 4)`` or one a group)."""
     p = np.nan_to_num(polynomial)
+    moments = problem.moments
     p = np.broadcast_to(p, (moments.shape[0], *p.shape[-2:]))
-    quadratic = np.einsum("gsm,gsml,gsl->g", p, hankel(moments[..., :7]), p, optimize=True)
+    quadratic = np.einsum("gsm,gsm->g", p, np.einsum("gsml,gsl->gsm", problem.gram, p))
     linear = np.einsum("gsm,gsm->g", p, moments[..., 7:11])
     return moments[..., 11].sum(axis=1) - 2 * linear + quadratic
 

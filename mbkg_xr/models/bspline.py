@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from .basis import (
     Basis,
     Fitted,
     Problem,
-    chi2_by_group,
     choose,
     dense,
     normal_equations,
@@ -82,6 +81,10 @@ class BSpline:
     @property
     def _penalties(self) -> tuple[float, ...]:
         return self.penalties if self.penalty is None else (self.penalty,)
+
+    def provisional(self) -> BSpline:
+        """A few candidates only, enough to clip by."""
+        return replace(self, spacings=self.spacings[1::3], penalties=self.penalties[2::3])
 
     def expected(self, polynomial: Array) -> Array:
         """Mean of the spline over one detector pixel."""
@@ -161,7 +164,7 @@ class _SplineSystem:
             basis.size,
         )
         zero = np.zeros((problem.grid.size, 4))
-        bands, rhs = normal_equations(averaged, problem.moments, zero)
+        bands, rhs = normal_equations(averaged, problem, zero)
         # Second differences count in units of what the data can tell there, so that the noisy end
         # of the spectrum is smoothed as hard, in its own errors, as the rest; never in units of
         # the flux, whose noise would become part of the model.
@@ -187,27 +190,33 @@ class _SplineSystem:
             coefficient = cho_solve_banded((factor, True), self.rhs.sum(axis=0))
             heldout = None
             if problem.groups.size > 1:
-                heldout = chi2_by_group(self._without_each(regular), problem.moments)
+                heldout = self._chi2(self._without_each(regular))
         except np.linalg.LinAlgError:
             return None
         dof = float(np.trace(cho_solve_banded((factor, True), dense(total))))
-        chi2 = float(chi2_by_group(self._expected(coefficient), problem.moments).sum())
+        chi2 = float(self._chi2(coefficient).sum())
         return scores_of(problem, chi2, dof, heldout)
+
+    def _chi2(self, coefficient: Array) -> Array:
+        """chi2 of each group, from its own normal equations."""
+        c = np.broadcast_to(coefficient, self.rhs.shape)
+        product = self.bands[:, 0] * c
+        k = self.basis.size
+        for d in range(1, self.bands.shape[1]):
+            band = self.bands[:, d, : k - d]
+            product[:, d:] += band * c[:, : k - d]
+            product[:, : k - d] += band * c[:, d:]
+        squares = self.problem.moments[..., 11].sum(axis=1)
+        return squares - 2 * (c * self.rhs).sum(axis=1) + (c * product).sum(axis=1)
 
     def _expected(self, coefficient: Array) -> Array:
         return self.averaged.combine(coefficient, self.problem.grid.size)
 
-    def _coefficients_without_each(self, regular: Array) -> Array:
-        total, rhs = self.bands.sum(axis=0), self.rhs.sum(axis=0)
-        return np.array(
-            [
-                solve_banded(total - b + regular, rhs - r)
-                for b, r in zip(self.bands, self.rhs, strict=True)
-            ]
-        )
-
     def _without_each(self, regular: Array) -> Array:
-        return np.array([self._expected(c) for c in self._coefficients_without_each(regular)])
+        """Coefficients without each group."""
+        total, rhs = self.bands.sum(axis=0), self.rhs.sum(axis=0)
+        each = zip(self.bands, self.rhs, strict=True)
+        return np.array([solve_banded(total - b + regular, rhs - r) for b, r in each])
 
     def finish(self, penalty: float, description: dict, table: list[dict]) -> Fitted:
         regular = penalty * self.penalty_bands
@@ -217,8 +226,7 @@ class _SplineSystem:
         n = self.problem.grid.size
         heldout = np.empty((0, n, 4))
         if self.problem.groups.size > 1:
-            each = self._coefficients_without_each(regular)
-            heldout = np.array([self.basis.combine(c, n) for c in each])
+            heldout = np.array([self.basis.combine(c, n) for c in self._without_each(regular)])
         return Fitted(
             polynomial=self.basis.combine(coefficient, n),
             expected=self._expected(coefficient),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -75,6 +75,10 @@ class LogPolynomial:
         """Whether the moments must be of ln flux."""
         return self.method == "seed"
 
+    def provisional(self) -> LogPolynomial:
+        """A few candidates only, enough to clip by."""
+        return replace(self, max_degree=min(self.max_degree, 8))
+
     def expected(self, polynomial: Array) -> Array:
         """Mean over a pixel; the seed's recipe takes the value at the pixel's centre."""
         return polynomial if self.log_data else pixel_mean(polynomial)
@@ -133,26 +137,26 @@ class _LogSystem:
             return basis.combine(coefficient, self.problem.grid.size)
         return pixel_mean(self._sky(coefficient))
 
-    def _step(self, coefficient: Array) -> tuple[Basis, Array, Array]:
-        """Normal equations of a Gauss-Newton step from here."""
+    def _step(self, coefficient: Array, problem: Problem) -> tuple[Basis, Array, Array]:
+        """Normal equations of a Gauss-Newton step from here, of each group of a problem."""
         factor = None
         if not self.log_data:
             factor = np.exp(chebyshev.chebval(self.x, coefficient))
         basis = self._basis(factor, coefficient.size - 1)
         offset = np.nan_to_num(self._model(coefficient))
-        bands, rhs = normal_equations(basis, self.problem.moments, offset)
+        bands, rhs = normal_equations(basis, problem, offset)
         return basis, bands, rhs
 
     def solve(self, degree: int) -> tuple[Array, dict]:
-        problem = self.problem
+        problem, total = self.problem, self.problem.total
         coefficient = self._first_guess(degree)
-        chi2 = float(chi2_by_group(self._model(coefficient), problem.moments).sum())
+        chi2 = float(chi2_by_group(self._model(coefficient), total)[0])
         for _ in range(50):
-            _, bands, rhs = self._step(coefficient)
-            step = self._regular_solve(bands.sum(axis=0), rhs.sum(axis=0))
+            _, bands, rhs = self._step(coefficient, total)
+            step = self._regular_solve(bands[0], rhs[0])
             for _halving in range(12):
                 trial = coefficient + step
-                new = float(chi2_by_group(self._model(trial), problem.moments).sum())
+                new = float(chi2_by_group(self._model(trial), total)[0])
                 if new <= chi2 or not np.isfinite(chi2):
                     break
                 step = step / 2
@@ -165,8 +169,7 @@ class _LogSystem:
         heldout = None
         if problem.groups.size > 1:
             heldout = chi2_by_group(
-                np.array([self._model(c) for c in self._without_each(coefficient)]),
-                problem.moments,
+                np.array([self._model(c) for c in self._without_each(coefficient)]), problem
             )
         return coefficient, scores_of(problem, chi2, float(degree + 1), heldout)
 
@@ -190,7 +193,7 @@ class _LogSystem:
 
     def _without_each(self, coefficient: Array) -> Array:
         """Coefficients without each group: one Gauss-Newton step from the common solution."""
-        _, bands, rhs = self._step(coefficient)
+        _, bands, rhs = self._step(coefficient, self.problem)
         total, right = bands.sum(axis=0), rhs.sum(axis=0)
         return np.array(
             [
@@ -202,9 +205,8 @@ class _LogSystem:
     def finish(self, coefficient: Array, table: list[dict]) -> Fitted:
         n = self.problem.grid.size
         polynomial = self._sky(coefficient)
-        basis, bands, _ = self._step(coefficient)
-        total = bands.sum(axis=0)
-        covariance = self._regular_solve(total, np.eye(coefficient.size))
+        basis, bands, _ = self._step(coefficient, self.problem.total)
+        covariance = self._regular_solve(bands[0], np.eye(coefficient.size))
         error = basis.standard_error(covariance, n)
         expected = polynomial
         if self.log_data:

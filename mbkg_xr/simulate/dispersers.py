@@ -138,7 +138,7 @@ class Disperser:
 
     def resolution(self, wavelength: np.ndarray | float) -> np.ndarray:
         """Resolving power lambda / FWHM at wavelengths in um."""
-        return np.interp(wavelength, _TABLES[self.grating][0], _TABLES[self.grating][2])
+        return np.asarray(np.interp(wavelength, _TABLES[self.grating][0], _TABLES[self.grating][2]))
 
     def u(self, wavelength: np.ndarray | float) -> np.ndarray:
         """Pixels from the reference wavelength at wavelengths in um."""

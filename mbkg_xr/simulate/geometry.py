@@ -16,10 +16,13 @@ __all__ = [
     "DETECTOR_SIZE",
     "EDGE",
     "MSA_SHAPE",
+    "OPEN_PITCH",
     "Trace",
     "cutout",
+    "msa_position",
     "pixel_coordinates",
     "shutter_positions",
+    "sky_position",
     "trace",
 ]
 
@@ -29,6 +32,14 @@ MSA_SHAPE = (365, 171)
 #: Pitches that a cut-out reaches beyond the centre of its outermost shutters, as in PRISM
 #: reductions whose cut-outs are 21 rows high (yrel to +-1.52).
 EDGE = 0.52
+#: Pitch of shutters in units of the open height, which slit_y counts. Source: assign_wcs of the
+#: JWST pipeline.
+OPEN_PITCH = 1.15
+
+# arcsec a metre of the MSA: its pitch of 0.2035 mm is 0.53 arcsec (JDox); and right ascension and
+# declination of its centre: the CEERS field.
+_PLATE_SCALE = 0.53 / 0.2035e-3
+_CENTRE = (214.9, 52.9)
 
 # Origin of each detector in the focal plane. Source: 128 slitlets of the CEERS PRISM traces
 # (fitted by rubies-msa-mask) that are traced on both detectors.
@@ -37,9 +48,9 @@ _ORIGIN = {"NRS1": (0.0, 0.0), "NRS2": (2194.224, -0.0947)}
 # Quadratic polynomials in r = (shutter_row - 183) / 182 and c = (shutter_column - 86) / 85, for
 # each MSA quadrant, in the order 1, r, c, r^2, r c, c^2. Source: least squares over the 1,412
 # CEERS PRISM traces of 1x3 slitlets fitted by rubies-msa-mask. x and y: focal plane position of
-# 3 um, counted from 1 (scatter 1.0 and 0.02 pixel, x mostly from visit to visit); stretch: pixels per pixel of the
-# JDox dispersion table (1e-5); slope and curve: y = y3 + slope v + curve v^2 along the trace with
-# v = (x - x3) / 200 (0.002 pixel).
+# 3 um, counted from 1 (scatter 1.0 and 0.02 pixel, x mostly from visit to visit); stretch: pixels
+# per pixel of the JDox dispersion table (1e-5); slope and curve: y = y3 + slope v + curve v^2 along
+# the trace with v = (x - x3) / 200 (0.002 pixel).
 _TRACES = {
     1: {
         "x": (2443.172948, -465.502163, 65.182916, -3.916646, -0.438431, -2.590052),
@@ -69,6 +80,15 @@ _TRACES = {
         "slope": (0.08153, -0.681483, 0.1494, -0.016639, 0.06574, -0.020047),
         "curve": (0.138701, 0.004546, -0.013245, 0.001235, -0.001714, 0.001556),
     },
+}
+
+# First shutter's centre and pitch of each quadrant, along and across dispersion, in m. Source: the
+# ESA instrument model's description of the MSA (its rotations, below 5e-4, are left out).
+_METROLOGY = {
+    1: ((-0.04269253, -0.04176972), (0.10498755e-3, 0.20353845e-3)),
+    2: ((-0.04280757, 0.00725996), (0.10498259e-3, 0.20349942e-3)),
+    3: ((0.00459343, -0.04177503), (0.10498188e-3, 0.20355015e-3)),
+    4: ((0.00460352, 0.00724746), (0.10497668e-3, 0.20349011e-3)),
 }
 
 # Gratings: the same map of the MSA, moved so that the middle of the band of the MSA's centre
@@ -124,6 +144,26 @@ def shutter_positions(n_shutters: int) -> np.ndarray:
     ([-1, 0, 1], [0, 1])
     """
     return np.arange(n_shutters) - (n_shutters - 1) // 2
+
+
+def msa_position(quadrant: int, row: float, column: float) -> tuple[float, float]:
+    """Place of a shutter's centre on the MSA, along and across dispersion, in m.
+
+    Examples
+    --------
+    >>> [round(float(v), 5) for v in msa_position(2, 295, 33)]
+    [-0.01194, 0.01377]
+    """
+    (x, y), (along, across) = _METROLOGY[quadrant]
+    return x + (row - 1) * along, y + (column - 1) * across
+
+
+def sky_position(quadrant: int, row: int, column: float) -> tuple[float, float]:
+    """Right ascension and declination of a shutter in degrees, north along its columns."""
+    along, across = msa_position(quadrant, row, column)
+    ra, dec = _CENTRE
+    dec += across * _PLATE_SCALE / 3600
+    return ra + along * _PLATE_SCALE / 3600 / float(np.cos(np.radians(dec))), dec
 
 
 def trace(

@@ -9,7 +9,15 @@ from scipy.special import erf
 
 from .geometry import shutter_positions
 
-__all__ = ["BAR_FLOOR", "BarShadow", "bar_shadow", "colour_term", "path_loss", "point_response"]
+__all__ = [
+    "BAR_FLOOR",
+    "BarShadow",
+    "bar_shadow",
+    "colour_term",
+    "path_loss",
+    "point_path_loss",
+    "point_response",
+]
 
 # Transmission of a shutter against yrel: an opening of half height h about its centre + offset,
 # blurred by a Gaussian of width sigma, in pitches. Source of the true profile: fits to the
@@ -42,6 +50,7 @@ _UNIFORM = np.array(
 # value below 1.5 um is held.
 _POINT = ((1.5, 2.0, 3.0, 4.0, 5.0, 5.3), (0.853, 0.812, 0.677, 0.612, 0.650, 0.653))
 
+_Number = float | np.ndarray
 _YREL_STEP = 1 / 256
 _WAVELENGTHS = np.linspace(0.55, 5.45, 33)
 
@@ -84,7 +93,7 @@ class BarShadow:
             (wavelength - _WAVELENGTHS[0]) / (_WAVELENGTHS[1] - _WAVELENGTHS[0]), _WAVELENGTHS.size
         )
         flat = i * _WAVELENGTHS.size + j
-        return tuple(_bilinear(t, flat, fy, fw) for t in (self.reference, self.residual))
+        return _bilinear(self.reference, flat, fy, fw), _bilinear(self.residual, flat, fy, fw)
 
 
 @lru_cache(maxsize=64)
@@ -120,13 +129,18 @@ def path_loss(wavelength: np.ndarray) -> np.ndarray:
     return np.interp(wavelength, 0.6 + 0.27 * np.arange(_UNIFORM.size), _UNIFORM)
 
 
+def point_path_loss(wavelength: np.ndarray) -> np.ndarray:
+    """PATHLOSS_PS of a source a quarter shutter off centre, by which point sources are divided."""
+    return np.interp(wavelength, *_POINT)
+
+
 def point_response(wavelength: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Signal of uniform sky in a slit calibrated as POINT, per unit of the same as EXTENDED.
 
     The bars are not divided out and the path loss is the point one: PATHLOSS_UN * BARSHADOW /
     PATHLOSS_PS.
     """
-    return path_loss(wavelength) * reference / np.interp(wavelength, *_POINT)
+    return path_loss(wavelength) * reference / point_path_loss(wavelength)
 
 
 def colour_term(phase: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
@@ -137,11 +151,11 @@ def colour_term(phase: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
 
 
 def _transmission(
-    yrel: np.ndarray, shutters: np.ndarray, half: object, offset: object, sigma: object
+    yrel: np.ndarray, shutters: np.ndarray, half: _Number, offset: _Number, sigma: _Number
 ) -> np.ndarray:
     width = np.sqrt(2.0) * np.asarray(sigma)
 
-    def one(d: np.ndarray | float) -> np.ndarray:
+    def one(d: _Number) -> np.ndarray:
         return (erf((d + half) / width) - erf((d - half) / width)) / 2
 
     return sum(one(yrel - offset - k) for k in shutters) / one(0.0)

@@ -34,6 +34,7 @@ PLAN = np.dtype(
         *((n, "i4") for n in ("exposure", "visit", "detector", "slitlet", "n_shutters")),
         *((n, "i4") for n in ("x_start", "y_start", "x_size", "y_size")),
         ("trace", "f8", (7,)),  # as the fields of Trace
+        ("x_offset", "f8"),  # of the trace in this visit
         ("scale", "f8"),  # throughput
         ("colour", "f8", (3,)),  # of throughput with wavelength
         ("sky", "f8", (2,)),  # factor of each component of the sky in this exposure
@@ -122,7 +123,7 @@ def make_slits(
     dict
         ``(slit, y, x)`` arrays by the names of `OUTPUT`.
     """
-    out = {
+    out: dict[str, np.ndarray] = {
         name: np.full((len(plan), *shape), _OUTSIDE.get(name, np.nan), dtype)
         for name, dtype in OUTPUT.items()
     }

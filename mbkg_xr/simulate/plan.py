@@ -170,9 +170,10 @@ def plan_slits(observing: Observing) -> tuple[np.ndarray, dict[str, list]]:
 def _slit_record(
     observing: Observing, slitlet: Slitlet, visit: int, within: int, detector: str
 ) -> np.void:
-    record = np.zeros((), PLAN)
+    record = np.zeros(1, PLAN)[0]
     record["visit"], record["detector"] = visit, DETECTORS.index(detector)
     record["slitlet"], record["n_shutters"] = slitlet.number, slitlet.n_shutters
+    record["x_offset"] = slitlet.x_offset
     t = trace(
         slitlet.quadrant,
         slitlet.row,
@@ -252,11 +253,14 @@ def _slit_coords(
         "exposure": f"jw09999{observation}_03101_{within + 1:05d}",
         "detector": detector,
         "slitlet": slitlet.number,
-        "source_id": 1000 * (visit + 1) + slitlet.number,
-        "source_name": f"9999_{'BKG' if background else ''}{slitlet.number}",
+        # As the pipeline numbers and names them; sources of other visits are other sources.
+        "source_id": slitlet.number if background else 1000 * (visit + 1) + slitlet.number,
+        "source_name": f"9999_BKG{slitlet.number}"
+        if background
+        else f"9999_{1000 * (visit + 1) + slitlet.number}",
         "nod": within % observing.nods + 1,
         "program": "09999",
-        "visit": observation,
+        "visit": f"09999{observation}",
         "quadrant": slitlet.quadrant,
         "shutter_row": slitlet.row,
         "shutter_column": slitlet.column,

@@ -120,8 +120,8 @@ def simulate_program(
         A slit dataset (``slit, y, x``) in MJy/sr, of dask arrays; nothing is computed. With the
         truth: ``true_background`` (what a perfect subtraction removes: sky times throughput,
         colour and bar shadow left in, plus pedestal; MJy/sr), ``true_sky`` (the sky alone),
-        ``outlier`` (all ``slit, y, x``), ``true_scale`` (throughput) and ``contaminated``
-        (``slit``).
+        ``outlier`` (all ``slit, y, x``), ``true_scale`` (throughput), ``true_x_offset`` (columns
+        by which the grating wheel moved the visit's spectra) and ``contaminated`` (``slit``).
 
     Raises
     ------
@@ -234,6 +234,11 @@ def simulate_program(
         np.isfinite(plan["contaminant"]),
         {"long_name": "a second source lies in a shutter that counts as empty"},
     )
+    ds["true_x_offset"] = (
+        "slit",
+        plan["x_offset"].copy(),
+        {"long_name": "columns the spectra are moved by in this visit", "units": "pixel"},
+    )
     return ds
 
 
@@ -265,7 +270,8 @@ def _signal_to_noise(settings: Settings) -> float:
     """Median over the band of sky over true noise, a pixel at shutter centres."""
     disperser = settings.disperser
     # The detector's pixels sample the band evenly in u.
-    u = np.linspace(*disperser.u(np.array(disperser.band)), 400)
+    first, last = disperser.u(np.array(disperser.band))
+    u = np.linspace(first, last, 400)
     wavelength = disperser.wavelength(u)
     flux = settings.sky.components(wavelength, disperser).sum(axis=0)
     read, photon = noise_levels(wavelength, disperser, settings.exposure_time)

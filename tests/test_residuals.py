@@ -1,0 +1,126 @@
+"""Residuals and their statistics, against plain numpy on the same pixels."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import mbkg_xr as mx
+from mbkg_xr.residuals import STATISTICS
+from mbkg_xr.spans import span_grid
+
+
+@pytest.fixture(scope="module")
+def both(real_selected, real_master):
+    result = mx.residuals(mx.subtract(real_selected, real_master))
+    return result, mx.residuals(mx.subtract_nods(real_selected))
+
+
+def test_residual_is_flux_over_error(both):
+    for ds in both:
+        flux, error = ds.flux.values, ds.error.values
+        good = np.isfinite(flux) & (error > 0)
+        np.testing.assert_allclose(ds.residual.values[good], flux[good] / error[good], rtol=1e-6)
+        assert np.isnan(ds.residual.values[~good]).all()
+
+
+def test_sky_centres(both):
+    result, _ = both
+    shutter = np.round(result.yrel.values)
+    expected = (np.abs(result.yrel.values - shutter) <= 0.2) & (np.abs(shutter) <= 1)
+    expected &= shutter != result.source_shutter.values[:, None, None]
+    expected &= (result.quality.values & 1) == 0
+    expected &= np.isfinite(result.residual.values)
+    np.testing.assert_array_equal(mx.sky_centres(result).values, expected)
+
+
+def test_statistics_against_numpy(both):
+    result, nods = both
+    table = mx.compare(result, nods)
+    assert list(table.columns) == list(STATISTICS)
+    common = mx.sky_centres(result).values & mx.sky_centres(nods).values
+    u = span_grid(result).pixel_coordinate(result.wavelength.values)
+    for name, ds in (("master", result), ("nods", nods)):
+        z = ds.residual.values[common].astype(float)
+        row = table.loc[name]
+        near = z[np.abs(z) < 40]
+        assert row.n == z.size
+        assert abs(row["median"] - np.median(z)) < 3e-3
+        assert abs(row["std"] - near.std()) < 1e-6
+        assert abs(row.mad_sigma - stats.median_abs_deviation(z, scale="normal")) < 6e-3
+        assert abs(row["skew"] - stats.skew(near)) < 1e-6
+        assert row.frac_3sigma == np.mean(np.abs(z) > 3)
+        assert row.frac_5sigma == np.mean(np.abs(z) > 5)
+        assert row.frac_under == np.mean(z > 0)
+        assert row.frac_over == np.mean(z < 0)
+        before = np.sqrt(ds.error.values**2 - ds.background_error.values**2)
+        gain = np.median((ds.error.values / before)[common])
+        assert abs(row.noise_gain - gain) < 1e-3
+        bins = (u[common] // 2).astype(int)
+        kept = np.abs(z) <= 5
+        n = np.bincount(bins[kept])
+        total = np.bincount(bins[kept], z[kept])
+        stack = np.sqrt(np.mean(total[n > 0] ** 2 / n[n > 0]))
+        assert abs(row["stack"] - stack) < 1e-9
+
+
+def test_any_chunks(both):
+    result, nods = both
+    expected = mx.compare(result, nods)
+    found = mx.compare(result.chunk({"slit": 1}), nods.chunk({"slit": 2}))
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-12)
+
+
+def test_pure_noise_scores_as_pure_noise():
+    """Gaussian residuals of known error: every figure takes its known value."""
+    ds = mx.simulate_program(exposures=2, slits=6, background_slits=6, seed=1).load()
+    rng = np.random.default_rng(0)
+    shape = ds.flux.shape
+    inside = np.isfinite(ds.wavelength.values)
+    ds["error"] = ds.error.copy(data=np.where(inside, 1.0, np.nan).astype("f4"))
+    ds["flux"] = ds.flux.copy(data=np.where(inside, rng.normal(size=shape), np.nan).astype("f4"))
+    ds = ds.assign_coords(quality=ds.quality.copy(data=np.where(inside, 0, 1).astype("u4")))
+    zero = ds.flux.copy(data=np.zeros(shape, "f4"))
+    ds = mx.residuals(ds.assign(background=zero, background_error=zero))
+    row = mx.compare(ds).loc["master"]
+    n = row.n
+    assert n > 10_000
+    assert abs(row["median"]) < 5 / np.sqrt(n)
+    assert abs(row["std"] - 1) < 4 / np.sqrt(2 * n)
+    assert abs(row.mad_sigma - 1) < 5 / np.sqrt(n)
+    assert abs(row["skew"]) < 5 * np.sqrt(6 / n)
+    assert abs(row.frac_3sigma - 0.0027) < 5 * np.sqrt(0.0027 / n)
+    assert abs(row["stack"] - 1) < 0.2
+    assert row.noise_gain == pytest.approx(1, abs=1e-3)
+
+
+def test_real_slitlets_master_beside_nods(both, real_selected, real_master):
+    result, nods = both
+    held = mx.residuals(mx.subtract(real_selected, real_master, heldout=True))
+    table = mx.compare(result, nods, heldout=held)
+    assert list(table.index) == ["master", "nods", "heldout"]
+    assert abs(table.loc["master", "median"]) < 0.06
+    assert 1.05 < table.loc["master", "mad_sigma"] < 1.22
+    assert 1.05 < table.loc["nods", "mad_sigma"] < 1.35
+    assert table.loc["heldout", "mad_sigma"] < 1.05 * table.loc["nods", "mad_sigma"]
+    assert abs(table.loc["nods", "noise_gain"] - np.sqrt(2)) < 0.01
+    assert table.loc["master", "noise_gain"] < 1.02
+    # In flux the master's residuals are the narrower ones by about the noise gain.
+    common = mx.sky_centres(result).values & mx.sky_centres(nods).values
+    spread = [stats.median_abs_deviation(d.flux.values[common]) for d in (nods, held)]
+    assert spread[0] / spread[1] > 1.3
+
+
+def test_without_nods(program):
+    single = mx.select_background(program.isel(slit=program.nod.values == 1))
+    master = mx.fit_master(single)
+    result = mx.residuals(mx.subtract(single, master))
+    table = mx.compare(result, mx.residuals(mx.subtract_nods(single)))
+    assert table.loc["nods", "n"] == 0
+    assert np.isnan(table.loc["nods", "mad_sigma"])
+    assert table.loc["master", "n"] > 1000
+
+
+def test_other_slits_cannot_be_compared(both):
+    result, nods = both
+    with pytest.raises(mx.MbkgError, match="different slits"):
+        mx.compare(result, nods.isel(slit=[0, 1]))

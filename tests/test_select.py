@@ -1,0 +1,114 @@
+"""Which pixels are sky."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import mbkg_xr as mx
+
+
+def _expected(ds, windows):
+    """The selection, written plainly."""
+    source = np.where(ds.is_background, np.nan, ds.source_shutter).astype(float)[:, None, None]
+    yrel = ds.yrel.values
+    good = (ds.quality.values & (1 | 16 | 2**28 | 2**29)) == 0
+    good &= np.isfinite(ds.flux.values) & np.isfinite(ds.wavelength.values)
+    with np.errstate(invalid="ignore"):
+        good &= np.isfinite(ds.error.values) & (ds.error.values > 0)
+        good &= ~(np.abs(yrel - source) <= 0.5)
+        return good & np.any([(yrel >= a) & (yrel <= b) for a, b in windows], axis=0)
+
+
+@pytest.mark.parametrize("windows", [mx.SHUTTER_CENTRES, [(-1.5, 0.1), (0.3, 0.35)]])
+def test_selection_is_what_it_says(program, windows):
+    chosen = mx.select_background(program, yrel=windows).load()
+    np.testing.assert_array_equal(chosen.selected.values, _expected(chosen, windows))
+    assert chosen.selected.values.any()
+
+
+def test_lazy_equals_eager(program):
+    lazy = mx.select_background(program)
+    eager = mx.select_background(program.compute())
+    xr.testing.assert_identical(lazy.compute(), eager)
+
+
+def test_real_pixels(real):
+    """3,920 good pixels of empty shutters, as counted when the files were first looked at."""
+    chosen = mx.select_background(real, median_window=None)
+    assert abs(int(chosen.selected.sum()) - 3920) <= 5
+    shutter = np.round(chosen.yrel.values)
+    source = chosen.source_shutter.values[:, None, None]
+    assert not chosen.selected.values[shutter == source].any()
+
+
+def test_sky_slits_only(program):
+    chosen = mx.select_background(program, slits="background")
+    used = chosen.selected.any(("y", "x")).values
+    np.testing.assert_array_equal(used, program.is_background.values)
+
+
+def test_named_slitlets(program):
+    number = int(program.slitlet.values[~program.is_background.values][0])
+    chosen = mx.select_background(program, slits=[number])
+    used = chosen.selected.any(("y", "x")).values
+    np.testing.assert_array_equal(used, program.slitlet.values == number)
+    with pytest.raises(mx.MbkgError, match="not in the dataset"):
+        mx.select_background(program, slits=[999])
+
+
+def test_unknown_source_is_not_taken_for_sky(program):
+    blind = program.assign_coords(source_shutter=program.source_shutter * np.nan)
+    chosen = mx.select_background(blind)
+    used = chosen.selected.any(("y", "x")).values
+    np.testing.assert_array_equal(used, program.is_background.values)
+
+
+def _running_median(row, half):
+    near = [row[max(0, j - half) : j + half + 1] for j in range(row.size)]
+    return np.array([np.nanmedian(n) if np.isfinite(n).any() else np.nan for n in near])
+
+
+def test_median_filter_against_a_plain_one(real):
+    one = real.isel(slit=[0])
+    flux = np.where((one.quality.values[0] & 1) == 0, one.flux.values[0], np.nan).astype(float)
+    error = np.where(np.isfinite(flux), one.error.values[0], np.nan).astype(float)
+    expected = np.zeros(flux.shape, dtype=bool)
+    for i in np.flatnonzero(np.isfinite(flux).any(axis=1)):
+        with np.errstate(invalid="ignore"):
+            deviation = np.abs(flux[i] - _running_median(flux[i], 5))
+            expected[i] = deviation > 4 * _running_median(error[i], 5)
+    flagged = mx.flag_outliers(one, window=11, threshold=4)
+    np.testing.assert_array_equal((flagged.quality.values[0] & 16) > 0, expected)
+    assert expected.any()
+
+
+def test_median_filter_flags_or_replaces(real):
+    flagged = mx.flag_outliers(real)
+    replaced = mx.flag_outliers(real, apply=True)
+    outlier = (flagged.quality.values & 16) > 0
+    np.testing.assert_array_equal(flagged.flux.values, real.flux.values)
+    np.testing.assert_array_equal(replaced.flux.values[~outlier], real.flux.values[~outlier])
+    assert np.all(replaced.flux.values[outlier] != real.flux.values[outlier])
+    np.testing.assert_array_equal(replaced.quality.values, flagged.quality.values)
+    # Nothing else of the flags is touched.
+    np.testing.assert_array_equal(flagged.quality.values & ~np.uint32(16), real.quality.values)
+
+
+def test_median_filter_finds_cosmic_rays(faint):
+    """It finds what stands out, and throws out as many low pixels as high ones of the rest."""
+    truth = faint.outlier.values
+    flagged = (faint.quality.values & 16) > 0
+    size = np.abs(faint.flux - faint.true_background).values / faint.error.values
+    strong = truth & (size > 15) & ((faint.quality.values & 1) == 0)
+    assert strong.sum() > 50
+    assert flagged[strong].mean() > 0.9
+    others = flagged & ~truth & ((faint.quality.values & 1) == 0)
+    high = (faint.flux > faint.true_background).values[others]
+    assert others.sum() < 1e-3 * truth.size
+    assert abs(high.mean() - 0.5) < 4 * 0.5 / np.sqrt(high.size)
+
+
+@pytest.mark.parametrize("window", [2, 4, 1, 7.5])
+def test_bad_windows(program, window):
+    with pytest.raises(mx.MbkgError, match="median window"):
+        mx.flag_outliers(program, window=window)

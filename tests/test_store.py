@@ -1,0 +1,101 @@
+"""Zarr stores: equal when they come back, whole or not there at all, and checked."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import mbkg_xr as mx
+from mbkg_xr.io.store import create_store
+
+
+@pytest.fixture(scope="module")
+def result(selected, master):
+    return mx.residuals(mx.subtract(selected, master))
+
+
+def test_result_comes_back_equal(result, tmp_path):
+    path = tmp_path / "r.zarr"
+    mx.save(result, path)
+    back = xr.open_zarr(path, group="prism-clear", consolidated=False)
+    xr.testing.assert_identical(back.compute(), result.compute())
+    for name in result.variables:
+        if result[name].dtype.kind in "fiub":
+            assert back[name].dtype == result[name].dtype, name
+    assert isinstance(back.flux.data, type(result.flux.data))
+
+
+def test_real_result_comes_back_equal(real_selected, real_master, tmp_path):
+    whole = mx.residuals(mx.subtract(real_selected, real_master))
+    path = tmp_path / "r.zarr"
+    mx.save({"prism-clear": whole, "prism-clear/master": real_master}, path)
+    xr.testing.assert_identical(
+        xr.open_zarr(path, group="prism-clear", consolidated=False).compute(), whole
+    )
+    xr.testing.assert_identical(
+        xr.open_zarr(path, group="prism-clear/master", consolidated=False).compute(), real_master
+    )
+
+
+def test_a_tree_comes_back(result, master, tmp_path):
+    tree = xr.DataTree.from_dict({"prism-clear": result.drop_vars("residual")})
+    mx.save(tree, tmp_path / "t.zarr")
+    back = mx.open_program(tmp_path / "t.zarr")
+    assert list(back.children) == ["prism-clear"]
+
+
+def test_a_failed_write_leaves_nothing(result, tmp_path):
+    path = tmp_path / "r.zarr"
+    bad = result.assign_attrs(unwritable=object())
+    with pytest.raises(Exception, match=r"."):
+        mx.save(bad, path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_overwrite_keeps_the_old_store(result, tmp_path):
+    path = tmp_path / "r.zarr"
+    mx.save(result, path)
+    with pytest.raises(RuntimeError, match="power cut"), create_store(path, overwrite=True):
+        raise RuntimeError("power cut")
+    back = xr.open_zarr(path, group="prism-clear", consolidated=False)
+    xr.testing.assert_identical(back.compute(), result.compute())
+    assert [p.name for p in tmp_path.iterdir()] == ["r.zarr"]
+
+
+def test_no_overwriting_unasked(result, tmp_path):
+    mx.save(result, tmp_path / "r.zarr")
+    with pytest.raises(mx.MbkgError, match="the store exists"):
+        mx.save(result, tmp_path / "r.zarr")
+
+
+def test_a_flipped_byte_is_an_error(result, tmp_path):
+    path = tmp_path / "r.zarr"
+    mx.save(result, path)
+    rng = np.random.default_rng(0)
+    for name in ("flux", "wavelength", "quality"):
+        files = (path / "prism-clear" / name).rglob("*")
+        chunk = next(p for p in files if p.is_file() and p.name == "0")
+        good = chunk.read_bytes()
+        for place in rng.integers(0, len(good), 5):
+            bad = bytearray(good)
+            bad[place] ^= 0x10
+            chunk.write_bytes(bytes(bad))
+            ds = xr.open_zarr(path, group="prism-clear", consolidated=False)
+            with pytest.raises(Exception, match=r"."):
+                ds[name].load()
+        chunk.write_bytes(good)
+
+
+def test_a_newer_store_is_refused(result, tmp_path):
+    import zarr
+
+    mx.save(result, tmp_path / "r.zarr")
+    zarr.open_group(tmp_path / "r.zarr", mode="a").attrs["mbkg_xr_schema"] = "2.0"
+    with pytest.raises(mx.MbkgError, match="newer version"):
+        mx.open_program(tmp_path / "r.zarr")
+
+
+def test_chunks_are_whole_slits(result, tmp_path):
+    mx.save(result, tmp_path / "r.zarr")
+    back = xr.open_zarr(tmp_path / "r.zarr", group="prism-clear", consolidated=False)
+    assert back.flux.data.chunks[1:] == ((result.sizes["y"],), (result.sizes["x"],))
+    assert back.flux.data.chunks[0] == result.flux.data.chunks[0]
