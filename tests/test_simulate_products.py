@@ -1,5 +1,6 @@
 """Simulated programmes as files: STScI _cal and _msa, and NIPS irregular 2-D spectra."""
 
+import contextlib
 import warnings
 
 import numpy as np
@@ -27,6 +28,13 @@ def programme():
 
 
 @pytest.fixture(scope="module")
+def opened(jwst_files):
+    """The products as stdatamodels gives them; opening takes most of the time."""
+    with contextlib.ExitStack() as stack:
+        yield [(path, stack.enter_context(model)) for path, model in models(jwst_files)]
+
+
+@pytest.fixture(scope="module")
 def jwst_files(programme, tmp_path_factory):
     return write_jwst(programme, tmp_path_factory.mktemp("jwst"))
 
@@ -36,8 +44,7 @@ def models(paths):
         warnings.simplefilter("ignore")
         for path in paths:
             if path.name.endswith("_cal.fits"):
-                with datamodels.open(path) as model:
-                    yield path, model
+                yield path, datamodels.open(path)
 
 
 def the_slit(programme, path, slit):
@@ -58,8 +65,8 @@ def test_names(jwst_files):
     ]
 
 
-def test_stdatamodels_opens_them_as_multislit_models(jwst_files):
-    for path, model in models(jwst_files):
+def test_stdatamodels_opens_them_as_multislit_models(opened):
+    for path, model in opened:
         assert isinstance(model, datamodels.MultiSlitModel)
         model.validate()
         assert len(model.slits) == 5
@@ -71,8 +78,8 @@ def test_stdatamodels_opens_them_as_multislit_models(jwst_files):
         assert model.meta.cal_step.bkg_subtract == "SKIPPED"
 
 
-def test_pixels_are_the_datasets(programme, jwst_files):
-    for path, model in models(jwst_files):
+def test_pixels_are_the_datasets(programme, opened):
+    for path, model in opened:
         for slit in model.slits:
             one, whole = the_slit(programme, path, slit)
             for name, plane in (
@@ -91,8 +98,8 @@ def test_pixels_are_the_datasets(programme, jwst_files):
             assert slit.meta.bunit_data == "MJy/sr"
 
 
-def test_wcs(programme, jwst_files):
-    for path, model in models(jwst_files[:2]):
+def test_wcs(programme, opened):
+    for path, model in opened[:2]:
         for slit in model.slits:
             one, _ = the_slit(programme, path, slit)
             y, x = np.mgrid[: slit.data.shape[0], : slit.data.shape[1]].astype(float)
@@ -112,8 +119,8 @@ def test_wcs(programme, jwst_files):
             np.testing.assert_allclose(back[1], y[inside], atol=1e-6)
 
 
-def test_source_and_shutters(programme, jwst_files):
-    for path, model in models(jwst_files):
+def test_source_and_shutters(programme, opened):
+    for path, model in opened:
         for slit in model.slits:
             one, _ = the_slit(programme, path, slit)
             n = int(one.n_shutters)
@@ -130,8 +137,8 @@ def test_source_and_shutters(programme, jwst_files):
             assert slit.source_type == "EXTENDED" and slit.barshadow_corrected
 
 
-def test_bar_shadow_and_path_loss_are_what_was_divided_out(programme, jwst_files):
-    for _, model in models(jwst_files[:1]):
+def test_bar_shadow_and_path_loss_are_what_was_divided_out(opened):
+    for _, model in opened[:1]:
         for slit in model.slits:
             bars = slit.barshadow[np.isfinite(slit.wavelength)]
             assert 0.35 < bars.min() < 0.6 and 0.99 < bars.max() < 1.01
@@ -240,9 +247,9 @@ def test_only_simulated_programmes_are_written(programme, tmp_path):
         write_nips(point, tmp_path)
 
 
-def test_the_official_pipeline_reads_the_metafile_as_we_do(jwst_files):
+def test_the_official_pipeline_reads_the_metafile_as_we_do(jwst_files, opened):
     nirspec = pytest.importorskip("jwst.assign_wcs.nirspec")
-    for path, model in models(jwst_files):
+    for path, model in opened:
         nod = model.meta.dither.position_number
         theirs = nirspec.get_open_msa_slits("9999", str(jwst_files[-1]), 1, nod)
         by_name = {int(s.name): s for s in theirs}

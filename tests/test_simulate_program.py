@@ -1,5 +1,7 @@
 """The simulated programme as a lazy slit dataset with known truth."""
 
+import pickle
+
 import dask
 import numpy as np
 import pytest
@@ -76,6 +78,13 @@ def test_one_slit_alone_is_the_same_slit():
     ds = small(seed=5)
     alone = ds.flux.isel(slit=[9]).compute()
     np.testing.assert_array_equal(alone[0], ds.flux.compute()[9])
+
+
+def test_the_graph_stays_small():
+    """Tasks carry the plan of their own slits, no tables."""
+    ds = small(exposures=40, slits=40, background_slits=10, chunks=8)
+    graph = dict(ds.flux.data.__dask_graph__())
+    assert len(pickle.dumps(graph)) < 5000 * ds.flux.data.npartitions
 
 
 def test_another_seed_gives_another_programme():

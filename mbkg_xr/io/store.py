@@ -211,7 +211,7 @@ def _lazy_pixels(ds: xr.Dataset) -> xr.Dataset:
         if variable.dims[:3] == ("slit", "y", "x"):
             variables[name] = variable.chunk(variable.encoding.get("preferred_chunks", {}))
         elif variable.dtype.kind in "OT":
-            variables[name] = variable.load().astype(str)
+            variables[name] = variable.copy(data=np.array(variable.values.tolist(), dtype=str))
         else:
             variables[name] = variable.load()
     return _replaced(ds, variables)

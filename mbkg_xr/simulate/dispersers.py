@@ -110,6 +110,10 @@ class Disperser:
     filter: str
     band: tuple[float, float]
 
+    def __reduce__(self) -> tuple:
+        # Tables that were made stay behind: a worker makes its own, once.
+        return get_disperser, (self.grating, self.filter)
+
     @cached_property
     def _dispersion_spline(self) -> CubicSpline:
         return CubicSpline(_TABLES[self.grating][0], np.array(_TABLES[self.grating][1]) * 1e-3)
