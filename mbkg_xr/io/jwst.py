@@ -299,11 +299,14 @@ def _coords(
     """Slit coordinates from header keywords, and the ASDF metadata where those are silent."""
     state = str(_first(header.get("SHUTSTA"), meta.get("shutter_state"), ""))
     source_name = str(_first(header.get("SRCNAME"), meta.get("source_name"), ""))
-    named_sky = bool(re.match(r"(BKG|BACKGROUND)", source_name.upper()))
-    shutter = int(_first(header.get("SHUTTRID"), meta.get("shutter_id"), 0))
-    source = np.nan
-    if state.count("x") == 1 and not named_sky:
-        source = float(state.index("x") - (len(state) - 1) // 2)
+    # The official pipeline names them so (1345_BKG12), and marks a shutter of theirs with x too.
+    named_sky = bool(re.search("BKG|BACKGROUND", source_name.upper()))
+    marked = state.index("x") - (len(state) - 1) // 2 if state.count("x") == 1 else None
+    # shutter_id = row + (column - 1) * 365 is of the marked shutter, which moves with the nods;
+    # what stays is the slitlet's middle.
+    shutter = int(_first(header.get("SHUTTRID"), meta.get("shutter_id"), 0)) - 1
+    row = int(_first(meta.get("xcen"), shutter % 365 + 1 if shutter >= 0 else -1))
+    column = int(_first(meta.get("ycen"), shutter // 365 + 1 if shutter >= 0 else -1))
     name = _NAME.search(str(primary.get("FILENAME", ""))) or _NAME.search(path.name)
     program, observation, visit = (
         str(primary.get(k, "")).strip() for k in ("PROGRAM", "OBSERVTN", "VISIT")
@@ -318,14 +321,13 @@ def _coords(
         "program": program,
         "visit": f"{program}{observation}{visit}",
         "quadrant": int(_first(header.get("MSAQUAD"), meta.get("quadrant"), -1)),
-        # shutter_id = column + (row - 1) * 365 (the pipeline's numbering of a quadrant).
-        "shutter_row": int(_first(meta.get("ycen"), (shutter - 1) // 365 + 1 if shutter else -1)),
-        "shutter_column": int(_first(meta.get("xcen"), (shutter - 1) % 365 + 1 if shutter else -1)),
+        "shutter_row": row,
+        "shutter_column": column - (marked or 0) if column > 0 else column,
         "n_shutters": len(state) or -1,
         "exposure_time": float(_first(primary.get("EFFEXPTM"), header.get("XPOSURE"), np.nan)),
         "mjd": float(_first(primary.get("EXPMID"), header.get("MJD-AVG"), np.nan)),
         "is_background": named_sky or (bool(state) and "x" not in state),
-        "source_shutter": source,
+        "source_shutter": np.nan if named_sky or marked is None else float(marked),
         "x_start": int(_first(header.get("SLTSTRT1"), 1)) - 1,
         "y_start": int(_first(header.get("SLTSTRT2"), 1)) - 1,
         "filename": path.name,
