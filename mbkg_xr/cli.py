@@ -165,6 +165,7 @@ _COLUMNS = {
     "frac_over": ("over", "{:.1%}"),
     "noise_gain": ("noise gain", "{:.3f}"),
     "stack": ("stack", "{:.2f}"),
+    "stack_nod": ("a nod", "{:.2f}"),
 }
 
 

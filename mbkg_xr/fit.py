@@ -87,7 +87,9 @@ def fit_master(
         ``edge``; ``expected``: its pixel mean; ``sky_error(span, node)``; ``constrained(span)``;
         ``coefficient``, ``covariance``, ``knots`` of the model (those of `LogPolynomial` are
         Chebyshev coefficients of ln flux on ``attrs["low"]`` to ``attrs["high"]`` um);
-        ``heldout_polynomial(leave_out, span, power)``; ``score_*(candidate)``, every model tried;
+        ``heldout_polynomial(leave_out, span, power)``; ``score_*(candidate)``, every model tried
+        (``score_heldout``: chi2 a pixel of slits left out, in ln flux for the seed's recipe;
+        ``score_heldout_se``: standard error of its difference from the chosen one's);
         ``pass_*(pass)``, the clip history; ``n_selected`` and ``n_used`` by slit.
         ``attrs["scatter"]`` is the true scatter in units of the model's error.
 
@@ -110,7 +112,7 @@ def fit_master(
     model = BSpline() if model is None else model
     _check_parameters(ds, clip, max_passes, bad_slits)
     grid = span_grid(ds) if grid is None else grid
-    ds = _kept(ds, memory)
+    ds = _kept(_per_unit_sky(ds), memory)
     say = on_pass or (lambda text: None)
     groups, group_names = _groups(ds, leave_out)
 
@@ -175,6 +177,19 @@ def fit_master(
             "converged": int(history[-1]["change"] < _CONVERGED),
         },
     )
+
+
+def _per_unit_sky(ds: xr.Dataset) -> xr.Dataset:
+    """Flux and errors a unit of uniform sky, where the calibration was made for something else."""
+    if "response" not in ds.coords:
+        return ds
+    columns = {"flux": 1, "error": 1, "var_rnoise": 2, "var_poisson": 2}
+    scaled = {
+        name: (ds[name].dims, (ds[name] / ds["response"] ** power).data, ds[name].attrs)
+        for name, power in columns.items()
+        if name in ds
+    }
+    return ds.assign(scaled)
 
 
 def _kept(ds: xr.Dataset, memory: int) -> xr.Dataset:

@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 
 from .errors import DatasetError, StoreError
 from .plot import (
-    _subset,
     plot_cloud,
     plot_master_image,
     plot_model_choice,
@@ -30,6 +29,7 @@ from .plot import (
     plot_selection,
     plot_subtraction,
 )
+from .plot.canvas import subset
 from .residuals import compare
 
 __all__ = ["typical_slit", "write_report"]
@@ -133,7 +133,7 @@ def typical_slit(ds: xr.Dataset) -> int:
             remedy="call select_background first",
         )
     numbered = ds[["selected"]].assign(index=("slit", np.arange(ds.sizes["slit"])))
-    part, _ = _subset(numbered)
+    part, _ = subset(numbered)
     count = part["selected"].sum(("y", "x")).values
     some = count > 0
     if not some.any():

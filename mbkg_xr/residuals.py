@@ -33,6 +33,7 @@ STATISTICS = (
     "frac_over",
     "noise_gain",
     "stack",
+    "stack_nod",
 )
 
 _CENTRE = 0.2  # half width in yrel of what counts as a shutter's centre
@@ -137,25 +138,28 @@ class _Sums:
     histogram: NDArray[np.int64]  # of z
     gain: NDArray[np.int64]  # of the error's growth
     signs: NDArray[np.int64]  # z > 0, z < 0, |z| > 3, |z| > 5
-    bins: NDArray[np.float64]  # n and sum z by wavelength bin
+    bins: NDArray[np.float64]  # n and sum z by nod and wavelength bin, (2, nod, bin)
 
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @classmethod
-    def of(cls, z: NDArray, gain: NDArray, bins: NDArray[np.int64], n_bins: int) -> _Sums:
+    def of(
+        cls, z: NDArray, gain: NDArray, bins: NDArray[np.int64], shape: tuple[int, int]
+    ) -> _Sums:
         z = z.astype(np.float64)
         # Far outliers would turn sums of cubes into noise; std and skew are of |z| < 40.
         near = z[np.abs(z) < _Z_EDGES[-1]]
         # A stack asks whether the sky was right: one cosmic ray must not answer.
         kept = np.abs(z) <= _STACK_CLIP
-        b = bins[kept]
+        b, size = bins[kept], shape[0] * shape[1]
+        stacks = [np.bincount(b, minlength=size), np.bincount(b, z[kept], size)]
         return cls(
             np.array([near.size, near.sum(), (near**2).sum(), (near**3).sum()]),
             _counts(z, _Z_EDGES),
             _counts(gain, _GAIN_EDGES),
             np.array([(z > 0).sum(), (z < 0).sum(), (np.abs(z) > 3).sum(), (np.abs(z) > 5).sum()]),
-            np.array([np.bincount(b, minlength=n_bins), np.bincount(b, z[kept], n_bins)]),
+            np.array(stacks, dtype=np.float64).reshape(2, *shape),
         )
 
     def statistics(self) -> dict[str, float]:
@@ -166,8 +170,6 @@ class _Sums:
         m, s1, s2, s3 = self.powers
         mean, var = s1 / m, s2 / m - (s1 / m) ** 2
         third = s3 / m - 3 * mean * s2 / m + 2 * mean**3
-        filled = self.bins[0] > 0
-        stack = np.sqrt(np.mean(self.bins[1, filled] ** 2 / self.bins[0, filled]))
         gain = histogram_quantiles(self.gain[None], _GAIN_EDGES, (0.5,))[0, 0]
         positive, negative, three, five = (self.signs / n).tolist()
         return {
@@ -181,8 +183,15 @@ class _Sums:
             "frac_under": positive,
             "frac_over": negative,
             "noise_gain": float(gain),
-            "stack": float(stack),
+            "stack": _stack(*self.bins.sum(axis=1)),
+            "stack_nod": _stack(*self.bins),
         }
+
+
+def _stack(n: NDArray, total: NDArray) -> float:
+    """rms of sum(z) / sqrt(n) over bins that hold pixels."""
+    filled = n > 0
+    return float(np.sqrt(np.mean(total[filled] ** 2 / n[filled])))
 
 
 def _counts(values: NDArray, edges: NDArray) -> NDArray[np.int64]:
@@ -243,17 +252,21 @@ def summarize_sky(
     present = _present(table, len(names))
     restrict = [i for i in range(len(names)) if present[i]]
 
+    n_bins = -(-grid.size // _STACK_PIXELS)
+    nods, nod = np.unique(first["nod"].values, return_inverse=True)
+    shape = (nods.size, n_bins)
+
     def block(start: int, arrays: Sequence[NDArray], shared: Any) -> list[_Sums]:
         part = dict(zip(table.data_vars, arrays, strict=True))
         common = np.logical_and.reduce([part[f"mask{i}"] for i in restrict])
         u = grid.pixel_coordinate(part["wavelength"][common])
-        n_bins = -(-grid.size // _STACK_PIXELS)
         bins = np.clip(np.nan_to_num(u).astype(np.int64) // _STACK_PIXELS, 0, n_bins - 1)
+        bins += n_bins * nod[start + np.nonzero(common)[0]]
         out = []
         for i in range(len(names)):
             if i not in restrict:
                 empty = np.empty(0)
-                out.append(_Sums.of(empty, empty, np.empty(0, dtype=np.int64), n_bins))
+                out.append(_Sums.of(empty, empty, np.empty(0, dtype=np.int64), shape))
                 continue
             after = part[f"error{i}"][common].astype(np.float64)
             other = part[f"other{i}"][common].astype(np.float64)
@@ -261,7 +274,7 @@ def summarize_sky(
             if "before" in part:
                 own = part["before"][common].astype(np.float64)
             ratio = np.divide(after, own, out=np.full_like(after, np.nan), where=own > 0)
-            out.append(_Sums.of(part[f"z{i}"][common], ratio, bins, n_bins))
+            out.append(_Sums.of(part[f"z{i}"][common], ratio, bins, shape))
         return out
 
     if not restrict:
@@ -307,7 +320,8 @@ def compare(
         wavelength bins of two detector pixels of ``sum(z) / sqrt(n)`` of residuals within 5 sigma,
         1 for perfect residuals and true errors. In nodded subtraction each pixel is subtracted
         from its partner and the partner from it: their sums cancel, and ``stack`` is small
-        whatever the sky.
+        whatever the sky. ``stack_nod`` takes the bins of each nod apart, and is the one to
+        compare with nodding.
 
     Examples
     --------

@@ -74,6 +74,21 @@ def test_noise_from_errors_alone(faint):
     assert abs(np.median(master.photon_gain.values[inside] / known[inside]) - 1) < 0.25
 
 
+def test_response_is_taken_out():
+    """Slits calibrated as point sources: the master is the same uniform sky, and fits them."""
+    options = {"exposures": 2, "slits": 8, "background_slits": 4, "seed": 3, **CLEAN}
+    skies = []
+    for calibration in ("EXTENDED", "POINT"):
+        ds = mx.simulate_program(calibration=calibration, **options).compute()
+        ds = mx.select_background(ds)
+        master = mx.fit_master(ds, model=mx.BSpline(spacing=6, penalty=1e-3))
+        skies.append(mx.evaluate(master, np.linspace(1, 5, 50)))
+        ratio = mx.project_master(ds, master).background / ds.true_background
+        use = ds.selected.values & ~ds.is_background.values[:, None, None]
+        assert abs(np.nanmedian(ratio.values[use]) - 1) < 0.01
+    np.testing.assert_allclose(skies[1], skies[0], rtol=0.03)
+
+
 def test_true_scatter_is_found():
     for scale in (1.0, 1.2):
         ds = mx.simulate_program(

@@ -16,6 +16,7 @@ from matplotlib.text import Text
 
 import mbkg_xr as mx
 from mbkg_xr import plot, report
+from mbkg_xr.plot import canvas, spectra
 from mbkg_xr.errors import DatasetError, ParameterError, StoreError
 
 REAL = Path(__file__).resolve().parents[1] / "../shared/data/real_slitlets"
@@ -269,7 +270,7 @@ def test_cloud_marks_an_outlier_even_off_scale(sim, ax):
 
 
 def test_cloud_of_many_points_is_a_histogram(sim, ax, monkeypatch):
-    monkeypatch.setattr(plot, "MAX_POINTS", 1000)
+    monkeypatch.setattr(spectra, "MAX_POINTS", 1000)
     cells = plot.plot_cloud(sim.ds, sim.master, ax=ax)
     total = int(cells.get_array().sum()) + len(marked(ax)[0])
     assert total == int(sim.master.n_selected.sum())
@@ -377,7 +378,7 @@ def test_colours_are_those_the_colour_blind_can_tell_apart(sim, ax):
 
 def test_large_programmes_are_thinned_and_say_so(sim, monkeypatch):
     n = sim.ds.sizes["slit"]
-    monkeypatch.setattr(plot, "MAX_PIXELS", 5 * sim.ds.sizes["y"] * sim.ds.sizes["x"])
+    monkeypatch.setattr(canvas, "MAX_PIXELS", 5 * sim.ds.sizes["y"] * sim.ds.sizes["x"])
     for name in ("plot_cloud", "plot_residuals", "plot_residual_spectrum"):
         axes = Figure().subplots()
         FUNCTIONS[name](sim, axes)
@@ -386,10 +387,10 @@ def test_large_programmes_are_thinned_and_say_so(sim, monkeypatch):
 
 def test_thinning_is_even_and_does_not_follow_the_slitlets():
     ds = mx.simulate_program(exposures=12, slits=60, background_slits=15)
-    part, note = plot._subset(ds)
-    again, _ = plot._subset(ds)
+    part, note = canvas.subset(ds)
+    again, _ = canvas.subset(ds)
     assert note == f"{part.sizes['slit']} of 720 slits"
-    assert part.sizes["slit"] * ds.sizes["y"] * ds.sizes["x"] <= plot.MAX_PIXELS
+    assert part.sizes["slit"] * ds.sizes["y"] * ds.sizes["x"] <= canvas.MAX_PIXELS
     assert (part.slitlet.values == again.slitlet.values).all()
     assert np.unique(part.slitlet).size > 50
     # As many of each exposure, but for the ends.

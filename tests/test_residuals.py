@@ -61,6 +61,13 @@ def test_statistics_against_numpy(both):
         total = np.bincount(bins[kept], z[kept])
         stack = np.sqrt(np.mean(total[n > 0] ** 2 / n[n > 0]))
         assert abs(row["stack"] - stack) < 1e-9
+        nod = np.broadcast_to(ds.nod.values[:, None, None], common.shape)[common]
+        each = []
+        for k in (1, 2, 3):
+            here = kept & (nod == k)
+            n, total = np.bincount(bins[here]), np.bincount(bins[here], z[here])
+            each.append(total[n > 0] ** 2 / n[n > 0])
+        assert abs(row["stack_nod"] - np.sqrt(np.mean(np.concatenate(each)))) < 1e-9
 
 
 def test_any_chunks(both):

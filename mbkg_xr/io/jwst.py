@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import asdf
-import dask.array as da
 import numpy as np
 import xarray as xr
 from astropy import units as u
 from astropy.io import fits
-from astropy.utils.exceptions import AstropyWarning
 from numpy.typing import NDArray
 
-from ..errors import InputFileError, InputFilesError, MbkgError
-from ..schema import configuration_name, slit_dataset
+from ..errors import InputFileError
+from ..quality import JWST_FLAGS
+from ..schema import configuration_name
+from .fits import Hdu, by_configuration, first_given, hdu_table, lazy_dataset, read_bytes, scan_files
 
-__all__ = ["SlitSource", "open_slits", "scan_file"]
+__all__ = ["SlitSource", "dataset", "open_slits", "scan_file"]
 
 #: slit_y of the slit frame counts open shutter heights; shutters are this many of them apart.
 #: Source: slit_ymin/slit_ymax of MOS slits in assign_wcs (0.55 + 1.15 a shutter).
@@ -80,13 +80,15 @@ class SlitSource:
 # Structure: headers only
 
 
-def scan_file(path: str | Path) -> list[SlitSource]:
+def scan_file(path: str | Path, hdus: Sequence[Hdu] | None = None) -> list[SlitSource]:
     """Read the structure of one product, no pixels.
 
     Parameters
     ----------
     path
         A FITS file of a ``SlitModel`` or ``MultiSlitModel``.
+    hdus
+        Its headers, where they have been read already.
 
     Returns
     -------
@@ -100,109 +102,44 @@ def scan_file(path: str | Path) -> list[SlitSource]:
         extension or the WCS.
     """
     path = Path(path)
-    name = path.name
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            start = stream.read(9)
-    except OSError as error:
-        raise InputFileError(
-            "cannot read the file", where=str(path), found=error.strerror, remedy="check the path"
-        ) from error
-    if start != b"SIMPLE  =":
-        raise InputFileError(
-            "not a FITS file",
-            where=name,
-            expected="a file that begins with SIMPLE  =",
-            found=repr(start.decode("latin1")),
-            remedy="give STScI slit products (uncompressed FITS)",
-        )
-    table = _hdu_table(path, size)
-    primary = table[0][2]
-    if str(primary.get("INSTRUME", "")).strip() != "NIRSPEC":
-        raise InputFileError(
-            "not a NIRSpec product",
-            where=name,
-            expected="INSTRUME = NIRSPEC",
-            found=primary.get("INSTRUME", "no INSTRUME keyword"),
-        )
-    extensions = {(e, v): (offset, header) for e, v, header, offset, _ in table}
+    hdus = hdu_table(path) if hdus is None else hdus
+    extensions = {(h.name, h.version): (h.offset, h.header) for h in hdus}
     versions = sorted(v for e, v in extensions if e == "SCI")
     if not versions:
         raise InputFileError(
             "no SCI extension",
-            where=name,
+            where=path.name,
             expected=" ".join(_NEEDED),
-            found=" ".join(e for e, *_ in table),
-            remedy="give calibrated slit products (_cal or single slits)",
+            found=" ".join(h.name for h in hdus),
+            remedy="give calibrated slit products: _cal or single slits of STScI, or NIPS spectra",
         )
-    asdf_hdu = next((row for row in table if row[0] == "ASDF"), None)
+    asdf_hdu = next((h for h in hdus if h.name == "ASDF"), None)
     tree = _metadata(path, asdf_hdu)
     multi = "slits" in tree
     slits = tree["slits"] if multi else [tree]
     if len(slits) != len(versions):
         raise InputFileError(
             "slits of the metadata and of the extensions differ",
-            where=name,
+            where=path.name,
             expected=f"{len(versions)} slits",
             found=len(slits),
         )
     assert asdf_hdu is not None
     return [
-        _slit_source(path, extensions, version, meta, primary, asdf_hdu, i if multi else None)
+        _slit_source(
+            path, extensions, version, meta, hdus[0].header, asdf_hdu, i if multi else None
+        )
         for i, (version, meta) in enumerate(zip(versions, slits, strict=True))
     ]
 
 
-def _hdu_table(path: Path, size: int) -> list[tuple[str, int, fits.Header, int, int]]:
-    """Name, version, header, data offset and data size of every HDU."""
-    rows = []
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", AstropyWarning)
-            with fits.open(path, memmap=False, lazy_load_hdus=False) as hdus:
-                for hdu in hdus:
-                    info = hdu.fileinfo()
-                    rows.append((hdu.name, hdu.ver, hdu.header, info["datLoc"], info["datSpan"]))
-    except (OSError, ValueError, TypeError, KeyError, fits.VerifyError) as error:
-        raise InputFileError(
-            "unreadable FITS headers", where=path.name, found=error, remedy="fetch the file again"
-        ) from error
-    broken = [str(w.message) for w in caught if re.search("truncated|Error valid", str(w.message))]
-    short = [row for row in rows if row[3] + row[4] > size]
-    if broken or short:
-        last = (short or rows[-1:])[0]
-        raise InputFileError(
-            "truncated FITS file",
-            where=f"{path.name}, extension {last[0]} {last[1]}",
-            expected=f"{last[3] + last[4]} bytes or more",
-            found=f"{size} bytes",
-            remedy="fetch the file again",
-        )
-    return rows
-
-
-def _read_bytes(path: str | Path, offset: int, size: int) -> bytes:
-    with open(path, "rb") as stream:
-        stream.seek(offset)
-        data = stream.read(size)
-    if len(data) != size:
-        raise InputFileError(
-            "truncated FITS file",
-            where=str(path),
-            expected=f"{size} bytes at {offset}",
-            found=len(data),
-            remedy="fetch the file again",
-        )
-    return data
-
-
-def _metadata(path: Path, row: tuple | None) -> dict:
+def _metadata(path: Path, hdu: Hdu | None) -> dict:
     """The ASDF extension's tree as plain data: nothing of the WCS is built."""
     problem: object = "no ASDF extension"
-    if row is not None:
+    if hdu is not None:
         try:
-            tree = asdf.util.load_yaml(io.BytesIO(_read_bytes(path, row[3], row[4])), tagged=True)
+            raw = read_bytes(path, hdu.offset, hdu.size)
+            tree = asdf.util.load_yaml(io.BytesIO(raw), tagged=True)
             slits = tree.get("slits", [tree])
             missing = [i for i, s in enumerate(slits) if "wcs" not in s.get("meta", {})]
             if not missing:
@@ -225,11 +162,11 @@ def _slit_source(
     version: int,
     meta: dict,
     primary: fits.Header,
-    asdf_hdu: tuple,
+    asdf_hdu: Hdu,
     index: int | None,
 ) -> SlitSource:
     header = extensions["SCI", version][1]
-    slitlet = int(_first(header.get("SLITID"), meta.get("slitlet_id"), version))
+    slitlet = int(first_given(header.get("SLITID"), meta.get("slitlet_id"), version))
     where = f"{path.name}, slitlet {slitlet}"
     missing = [name for name in _NEEDED if (name, version) not in extensions]
     if missing:
@@ -259,8 +196,8 @@ def _slit_source(
         path=str(path.resolve()),
         shape=shape,
         offsets=offsets,
-        asdf_offset=asdf_hdu[3],
-        asdf_size=asdf_hdu[4],
+        asdf_offset=asdf_hdu.offset,
+        asdf_size=asdf_hdu.size,
         index=index,
         coords=_coords(path, header, meta, primary, slitlet),
         units=_units(header, where),
@@ -268,11 +205,6 @@ def _slit_source(
             str(primary.get("GRATING", "")), str(primary.get("FILTER", ""))
         ),
     )
-
-
-def _first(*values: Any) -> Any:
-    """The first value that is given."""
-    return next((v for v in values if v is not None and v != ""), None)
 
 
 def _units(header: fits.Header, where: str) -> str:
@@ -297,16 +229,16 @@ def _coords(
     path: Path, header: fits.Header, meta: dict, primary: fits.Header, slitlet: int
 ) -> dict[str, Any]:
     """Slit coordinates from header keywords, and the ASDF metadata where those are silent."""
-    state = str(_first(header.get("SHUTSTA"), meta.get("shutter_state"), ""))
-    source_name = str(_first(header.get("SRCNAME"), meta.get("source_name"), ""))
+    state = str(first_given(header.get("SHUTSTA"), meta.get("shutter_state"), ""))
+    source_name = str(first_given(header.get("SRCNAME"), meta.get("source_name"), ""))
     # The official pipeline names them so (1345_BKG12), and marks a shutter of theirs with x too.
     named_sky = bool(re.search("BKG|BACKGROUND", source_name.upper()))
     marked = state.index("x") - (len(state) - 1) // 2 if state.count("x") == 1 else None
     # shutter_id = row + (column - 1) * 365 is of the marked shutter, which moves with the nods;
     # what stays is the slitlet's middle.
-    shutter = int(_first(header.get("SHUTTRID"), meta.get("shutter_id"), 0)) - 1
-    row = int(_first(meta.get("xcen"), shutter % 365 + 1 if shutter >= 0 else -1))
-    column = int(_first(meta.get("ycen"), shutter // 365 + 1 if shutter >= 0 else -1))
+    shutter = int(first_given(header.get("SHUTTRID"), meta.get("shutter_id"), 0)) - 1
+    row = int(first_given(meta.get("xcen"), shutter % 365 + 1 if shutter >= 0 else -1))
+    column = int(first_given(meta.get("ycen"), shutter // 365 + 1 if shutter >= 0 else -1))
     name = _NAME.search(str(primary.get("FILENAME", ""))) or _NAME.search(path.name)
     program, observation, visit = (
         str(primary.get(k, "")).strip() for k in ("PROGRAM", "OBSERVTN", "VISIT")
@@ -315,21 +247,21 @@ def _coords(
         "exposure": name.group(1) if name else path.stem,
         "detector": str(primary.get("DETECTOR", "")).strip(),
         "slitlet": slitlet,
-        "source_id": int(_first(header.get("SOURCEID"), meta.get("source_id"), 0)),
+        "source_id": int(first_given(header.get("SOURCEID"), meta.get("source_id"), 0)),
         "source_name": source_name,
-        "nod": int(_first(primary.get("PATT_NUM"), meta.get("dither_position"), -1)),
+        "nod": int(first_given(primary.get("PATT_NUM"), meta.get("dither_position"), -1)),
         "program": program,
         "visit": f"{program}{observation}{visit}",
-        "quadrant": int(_first(header.get("MSAQUAD"), meta.get("quadrant"), -1)),
+        "quadrant": int(first_given(header.get("MSAQUAD"), meta.get("quadrant"), -1)),
         "shutter_row": row,
         "shutter_column": column - (marked or 0) if column > 0 else column,
         "n_shutters": len(state) or -1,
-        "exposure_time": float(_first(primary.get("EFFEXPTM"), header.get("XPOSURE"), np.nan)),
-        "mjd": float(_first(primary.get("EXPMID"), header.get("MJD-AVG"), np.nan)),
+        "exposure_time": float(first_given(primary.get("EFFEXPTM"), header.get("XPOSURE"), np.nan)),
+        "mjd": float(first_given(primary.get("EXPMID"), header.get("MJD-AVG"), np.nan)),
         "is_background": named_sky or (bool(state) and "x" not in state),
         "source_shutter": np.nan if named_sky or marked is None else float(marked),
-        "x_start": int(_first(header.get("SLTSTRT1"), 1)) - 1,
-        "y_start": int(_first(header.get("SLTSTRT2"), 1)) - 1,
+        "x_start": int(first_given(header.get("SLTSTRT1"), 1)) - 1,
+        "y_start": int(first_given(header.get("SLTSTRT2"), 1)) - 1,
         "filename": path.name,
     }
 
@@ -340,7 +272,7 @@ def _coords(
 
 def _read_plane(source: SlitSource, variable: str) -> NDArray:
     offset = source.offsets[variable]
-    raw = _read_bytes(source.path, offset, 4 * source.shape[0] * source.shape[1])
+    raw = read_bytes(source.path, offset, 4 * source.shape[0] * source.shape[1])
     if variable == "quality":
         # FITS keeps unsigned integers shifted by 2^31, which is a flip of the highest bit.
         return (
@@ -354,7 +286,7 @@ def _wcs_yrel(sources: Sequence[SlitSource]) -> Iterator[NDArray[np.float32]]:
     opened: tuple[str, Any] | None = None
     for source in sources:
         if opened is None or opened[0] != source.path:
-            raw = _read_bytes(source.path, source.asdf_offset, source.asdf_size)
+            raw = read_bytes(source.path, source.asdf_offset, source.asdf_size)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 opened = (source.path, asdf.open(io.BytesIO(raw), lazy_load=False).tree)
@@ -388,24 +320,11 @@ def _slit_yrel(source: SlitSource, slit: Any) -> NDArray[np.float32]:
     return np.where(np.isfinite(_read_plane(source, "wavelength")), yrel, np.nan).astype(np.float32)
 
 
-_PADDING: dict[str, tuple[type, float | int]] = {"quality": (np.uint32, 1)}
-
-
-def _read_block(
-    index: NDArray[np.int64],
-    *,
-    sources: Sequence[SlitSource],
-    variable: str,
-    shape: tuple[int, int],
-) -> NDArray:
-    """Pixels of a block of slits, padded to a common shape."""
-    dtype, fill = _PADDING.get(variable, (np.float32, np.nan))
-    out = np.full((index.size, *shape), fill, dtype=dtype)
-    chosen = [sources[i] for i in index]
-    planes = _wcs_yrel(chosen) if variable == "yrel" else (_read_plane(s, variable) for s in chosen)
-    for slot, source, plane in zip(out, chosen, planes, strict=True):
-        slot[: source.shape[0], : source.shape[1]] = plane
-    return out
+def _planes(sources: Sequence[SlitSource], variable: str) -> Iterator[NDArray]:
+    """Pixels of slits, one after the other."""
+    if variable == "yrel":
+        return _wcs_yrel(sources)
+    return (_read_plane(s, variable) for s in sources)
 
 
 def open_slits(
@@ -432,55 +351,24 @@ def open_slits(
     InputFileError, InputFilesError
         Where files cannot be used.
     """
-    sources: list[SlitSource] = []
-    problems: list[MbkgError] = []
-    for path in paths:
-        try:
-            sources += scan_file(path)
-        except InputFileError as error:
-            problems.append(error)
-    if problems and (on_error == "raise" or not sources):
-        raise problems[0] if len(problems) == 1 else InputFilesError(problems)
-    for problem in problems:
-        warnings.warn(f"left out: {problem}", stacklevel=2)
-    by_configuration: dict[str, list[SlitSource]] = {}
-    for source in sources:
-        by_configuration.setdefault(source.configuration, []).append(source)
-    return {name: _dataset(name, group, chunks) for name, group in by_configuration.items()}
+    groups = by_configuration(scan_files(paths, scan_file, on_error=on_error))
+    return {name: dataset(group, chunks=chunks) for name, group in groups.items()}
 
 
-def _dataset(configuration: str, sources: list[SlitSource], chunks: int) -> xr.Dataset:
-    units = {s.units for s in sources}
-    if len(units) > 1:
-        odd = next(s for s in sources if s.units != sources[0].units)
-        raise InputFileError(
-            "slits in different units",
-            where=f"{odd.coords['filename']}, slitlet {odd.coords['slitlet']}",
-            expected=sources[0].units,
-            found=odd.units,
-            remedy="open products of different units apart",
-        )
-    shape = (max(s.shape[0] for s in sources), max(s.shape[1] for s in sources))
-    index = da.arange(len(sources), chunks=chunks)
-    common = set.intersection(*(set(s.offsets) for s in sources)) | {"yrel"}
-    arrays = {}
-    for variable in [*_EXTENSIONS, "yrel"]:
-        if variable not in common:
-            continue
-        dtype = _PADDING.get(variable, (np.float32, 0))[0]
-        arrays[variable] = da.map_blocks(
-            _read_block,
-            index,
-            sources=sources,
-            variable=variable,
-            shape=shape,
-            dtype=dtype,
-            new_axis=[1, 2],
-            chunks=(index.chunks[0], (shape[0],), (shape[1],)),
-            meta=np.empty((0, 0, 0), dtype),
-        )
-    quality = arrays.pop("quality")
-    coords = {k: [s.coords[k] for s in sources] for k in sources[0].coords}
-    return slit_dataset(
-        arrays, quality, coords, units=sources[0].units, configuration=configuration
+def dataset(sources: Sequence[SlitSource], *, chunks: int = 32) -> xr.Dataset:
+    """A lazy slit dataset of slits of one configuration.
+
+    Raises
+    ------
+    InputFileError
+        Where slits have different units.
+    """
+    common = set.intersection(*(set(s.offsets) for s in sources))
+    return lazy_dataset(
+        sources,
+        _planes,
+        [v for v in _EXTENSIONS if v in common] + ["yrel"],
+        chunks=chunks,
+        flags=JWST_FLAGS,
+        quality_dtype=np.uint32,
     )
