@@ -44,6 +44,8 @@ def map_slits(
         Of the result.
     outputs
         If given, the function returns ``(slit, y, x, outputs)``: several results of one visit.
+    **kwargs
+        Passed to the function.
     """
     data = template.data
     shaped = [np.asarray(a)[:, None, None] if a.ndim == 1 else a for a in arrays]

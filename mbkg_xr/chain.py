@@ -138,7 +138,7 @@ def run_tree(
                 model=model,
                 leave_out=leave_out,
                 bad_slits=bad_slits,
-                on_pass=lambda text, name=name: say(f"{name}: {text}"),
+                on_pass=_prefixed(say, name),
             )
             say(f"{name}: subtracting")
             write_group(residuals(subtract(selected, master)), staging, name)
@@ -167,6 +167,10 @@ def run_tree(
         )
         for name in datasets
     }
+
+
+def _prefixed(say: Callable[[str], None], name: str) -> Callable[[str], None]:
+    return lambda text: say(f"{name}: {text}")
 
 
 def _slit_datasets(tree: xr.DataTree | Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:

@@ -152,12 +152,12 @@ def _accumulate_block(
                     noise[b, 3] += e2
                     noise[b, 4] += x * x
                     noise[b, 5] += x * e2
-                w = 1.0 / variance
+                w = np.float64(1.0) / variance
                 if log:
                     if y <= 0:
                         continue
                     y = np.log(y)
-                    w = 1.0
+                    w = np.float64(1.0)
                 pixels[s, 1] += 1
                 count[g, n] += 1
                 tp[0] = w
@@ -171,18 +171,15 @@ def _accumulate_block(
 
 
 def _block_sums(
-    flux: NDArray,
-    error: NDArray,
-    selected: NDArray,
-    wavelength: NDArray,
-    variances: tuple[NDArray, NDArray] | None,
+    arrays: Sequence[NDArray],
     group: NDArray[np.int64],
     time_factor: NDArray[np.float64],
     state: PassState,
     grid: SpanGrid,
     n_groups: int,
 ) -> PassSums:
-    """Sums of one block of slits."""
+    """Sums of one block of slits: flux, error, selected, wavelength and perhaps variances."""
+    flux, error, selected, wavelength, *variances = arrays
     n_bins = -(-grid.size // BIN_SPANS)
     sums = PassSums(
         np.zeros((n_groups, grid.size, N_MOMENTS)),
@@ -192,7 +189,7 @@ def _block_sums(
         np.zeros((flux.shape[0], 2), dtype=np.int64),
     )
     none = np.empty((0, 0, 0), dtype=np.float32)
-    rnoise, poisson = variances if variances is not None else (none, none)
+    rnoise, poisson = variances or (none, none)
     _accumulate_block(
         flux, error, rnoise, poisson, selected, wavelength,
         group, time_factor, grid.edges, grid.lookup, grid.step, BIN_SPANS,
@@ -233,10 +230,7 @@ def accumulate(
 
     def block(start: int, arrays: Sequence[Any], shared: PassState) -> PassSums:
         part = slice(start, start + arrays[0].shape[0])
-        variances = (arrays[4], arrays[5]) if has_var else None
-        return _block_sums(
-            *arrays[:4], variances, groups[part], factor[part], shared, grid, n_groups
-        )
+        return _block_sums(arrays, groups[part], factor[part], shared, grid, n_groups)
 
     return reduce_blocks(ds, names, block, lambda a, b: a + b, state)
 

@@ -189,7 +189,7 @@ class _Sums:
 
 
 def _stack(n: NDArray, total: NDArray) -> float:
-    """rms of sum(z) / sqrt(n) over bins that hold pixels."""
+    """Root mean square of sum(z) / sqrt(n) over bins that hold pixels."""
     filled = n > 0
     return float(np.sqrt(np.mean(total[filled] ** 2 / n[filled])))
 
@@ -280,7 +280,7 @@ def summarize_sky(
     if not restrict:
         return {name: dict.fromkeys(STATISTICS, float("nan")) | {"n": 0} for name in names}
     sums = reduce_blocks(
-        table, list(table.data_vars), block, lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
+        table, list(columns), block, lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
     )
     return {name: s.statistics() for name, s in zip(names, sums, strict=True)}
 

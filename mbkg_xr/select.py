@@ -6,6 +6,7 @@ Everything here is lazy: the functions add variables to the dataset and compute 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numba
 import numpy as np
@@ -73,7 +74,7 @@ def flag_outliers(
     bit = flag_mask(ds["quality"], ["OUTLIER" if "OUTLIER" in names else "DO_NOT_USE"])
     bad = do_not_use(ds["quality"])
     arrays = [ds[n].data for n in ("flux", "error", "quality")]
-    options = {"window": int(window), "threshold": float(threshold), "bad": bad}
+    options: dict[str, Any] = {"window": int(window), "threshold": float(threshold), "bad": bad}
     quality = map_slits(
         _flag_block, ds["flux"], *arrays, dtype=ds["quality"].dtype, bit=bit, **options
     )

@@ -155,7 +155,9 @@ class SpanGrid:
     def pixel_coordinate(self, wavelength: ArrayLike) -> NDArray[np.float64]:
         """The coordinate u (detector pixels from the first edge), NaN outside the spans."""
         u = np.arange(self.edges.size, dtype=float)
-        return np.interp(wavelength, self.edges, u, left=np.nan, right=np.nan)
+        return np.interp(
+            np.asarray(wavelength, dtype=float), self.edges, u, left=np.nan, right=np.nan
+        )
 
 
 @numba.njit(nogil=True, inline="always")

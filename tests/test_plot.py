@@ -16,8 +16,8 @@ from matplotlib.text import Text
 
 import mbkg_xr as mx
 from mbkg_xr import plot, report
-from mbkg_xr.plot import canvas, spectra
 from mbkg_xr.errors import DatasetError, ParameterError, StoreError
+from mbkg_xr.plot import canvas, spectra
 
 REAL = Path(__file__).resolve().parents[1] / "../shared/data/real_slitlets"
 REAL_FILES = sorted(REAL.glob("*.fits"))

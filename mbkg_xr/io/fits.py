@@ -112,9 +112,7 @@ def _headers(path: Path, size: int) -> list[Hdu]:
             with fits.open(path, memmap=False, lazy_load_hdus=False) as hdus:
                 for hdu in hdus:
                     info = hdu.fileinfo()
-                    rows.append(
-                        Hdu(hdu.name, hdu.ver, hdu.header, info["datLoc"], info["datSpan"])
-                    )
+                    rows.append(Hdu(hdu.name, hdu.ver, hdu.header, info["datLoc"], info["datSpan"]))
     except (OSError, ValueError, TypeError, KeyError, fits.VerifyError) as error:
         raise InputFileError(
             "unreadable FITS headers", where=path.name, found=error, remedy="fetch the file again"

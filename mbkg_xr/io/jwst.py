@@ -24,7 +24,15 @@ from numpy.typing import NDArray
 from ..errors import InputFileError
 from ..quality import JWST_FLAGS
 from ..schema import configuration_name
-from .fits import Hdu, by_configuration, first_given, hdu_table, lazy_dataset, read_bytes, scan_files
+from .fits import (
+    Hdu,
+    by_configuration,
+    first_given,
+    hdu_table,
+    lazy_dataset,
+    read_bytes,
+    scan_files,
+)
 
 __all__ = ["SlitSource", "dataset", "open_slits", "scan_file"]
 

@@ -44,7 +44,7 @@ def _encoding(ds: xr.Dataset) -> dict[str, dict]:
 
 
 @contextmanager
-def create_store(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def create_store(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
     """A directory to write a store into, which gets its name only when all went well.
 
     Parameters
@@ -88,7 +88,7 @@ def create_store(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def is_store(path: str | Path) -> bool:
+def is_store(path: str | os.PathLike) -> bool:
     """Whether a path holds a Zarr group."""
     path = Path(path)
     return path.is_dir() and any((path / name).exists() for name in ("zarr.json", ".zgroup"))
@@ -176,7 +176,7 @@ def finish(store: str | Path) -> None:
     zarr.open_group(store, mode="a").attrs["mbkg_xr_schema"] = SCHEMA_VERSION
 
 
-def open_store(path: str | Path) -> xr.DataTree:
+def open_store(path: str | os.PathLike) -> xr.DataTree:
     """Open a store lazily, one node a configuration and what belongs to it below.
 
     Raises

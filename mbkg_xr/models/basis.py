@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -221,13 +221,15 @@ def normal_equations(basis: Basis, problem: Problem, offset: Array) -> tuple[Arr
     """
     width, k = basis.coef.shape[2], basis.size
     gram = problem.gram[:, basis.spans]
-    data = problem.moments[:, basis.spans, 7:11] - np.einsum("gsml,sl->gsm", gram, offset[basis.spans])
+    data = problem.moments[:, basis.spans, 7:11] - np.einsum(
+        "gsml,sl->gsm", gram, offset[basis.spans]
+    )
     local = np.einsum("smw,gsml,slv->gswv", basis.coef, gram, basis.coef, optimize=True)
     right = np.einsum("smw,gsm->gsw", basis.coef, data)
     groups = problem.moments.shape[0]
     bands = np.zeros((groups, width, k))
     rhs = np.zeros((groups, k))
-    everything = slice(None)
+    everything: Any = slice(None)
     for a in range(width):
         np.add.at(rhs, (everything, basis.first + a), right[:, :, a])
         for b in range(a + 1):

@@ -85,8 +85,8 @@ class LogPolynomial:
 
     def fit(self, problem: Problem) -> Fitted:
         """Choose the degree by the held-out score (the seed: by lowest chi2), and solve."""
-        degrees = range(1, self.max_degree + 1) if self.degree is None else (self.degree,)
-        degrees = [d for d in degrees if d < problem.n_pixels]
+        wanted = range(1, self.max_degree + 1) if self.degree is None else (self.degree,)
+        degrees = [d for d in wanted if d < problem.n_pixels]
         if not degrees:
             raise too_few_pixels(problem.n_pixels, (self.degree or 1) + 1, "log-polynomial")
         system = _LogSystem(problem, self.log_data)
