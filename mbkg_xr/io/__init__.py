@@ -5,15 +5,18 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import xarray as xr
 
 from ..errors import InputFileError
-from .jwst import open_slits
+from . import jwst, nips
+from .fits import Hdu, by_configuration, hdu_table, scan_files
+from .nips import NipsLayout
 from .store import is_store, open_store, save
 
-__all__ = ["open_program", "save"]
+__all__ = ["NipsLayout", "open_program", "save"]
 
 
 def open_program(
@@ -21,22 +24,29 @@ def open_program(
     *,
     chunks: int = 32,
     on_error: str = "raise",
+    nips_layout: NipsLayout | None = None,
 ) -> xr.DataTree:
     """Open a programme as a lazy tree, one node a disperser/filter pair.
 
     Parameters
     ----------
     paths
-        STScI slit products (files, a glob pattern, or a directory of FITS files), or a Zarr store.
+        Slit products of STScI and NIPS (files, glob patterns, or directories of FITS files), a Zarr
+        store, or a directory that holds a Zarr store and no FITS file. MSA metafiles among the
+        products are passed over: they hold no slits.
     chunks
         Slits in a chunk, for FITS input.
     on_error
         ``"raise"`` one error that reports every unusable file, or ``"warn"`` and keep the others.
+    nips_layout
+        What extensions and keywords of NIPS files are called and mean; as in NIPS 1.x by default.
 
     Returns
     -------
     xarray.DataTree
-        Nodes such as ``prism-clear``, each a slit dataset. Headers are read, pixels are not.
+        Nodes such as ``prism-clear``, each a slit dataset. Headers are read, pixels are not. The
+        flags of STScI and NIPS products mean different things: where both are of one
+        configuration, those of NIPS are a node of their own, ``prism-clear-nips``.
 
     Raises
     ------
@@ -54,11 +64,68 @@ def open_program(
     mbkg_xr.errors.InputFileError: no input files [nothing/*.fits]; expected FITS files...
     """
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    if len(given) == 1 and is_store(given[0]):
-        return open_store(given[0])
-    files = [file for path in given for file in _expand(path)]
-    datasets = open_slits(list(dict.fromkeys(files)), chunks=chunks, on_error=on_error)
+    store = _the_store(given[0]) if len(given) == 1 else None
+    if store is not None:
+        return open_store(store)
+    files = dict.fromkeys(file for path in given for file in _expand(path))
+    scan = partial(_scan_product, layout=nips_layout)
+    sources = scan_files(files, scan, on_error=on_error)
+    if not sources:
+        raise InputFileError(
+            "no slit products",
+            where=", ".join(os.fspath(path) for path in given),
+            expected="slit products of STScI or NIPS",
+            found="MSA metafiles only" if files else "nothing",
+        )
+    datasets = {
+        name: jwst.dataset(group, chunks=chunks)
+        for name, group in by_configuration(
+            s for s in sources if isinstance(s, jwst.SlitSource)
+        ).items()
+    }
+    for name, group in by_configuration(
+        s for s in sources if isinstance(s, nips.NipsSource)
+    ).items():
+        ds = nips.dataset(group, chunks=chunks, layout=nips_layout)
+        if name in datasets:
+            name = f"{name}-nips"
+            ds = ds.assign_attrs(configuration=name)
+        datasets[name] = ds
     return xr.DataTree.from_dict(datasets)
+
+
+def _scan_product(
+    path: str | Path, *, layout: NipsLayout | None
+) -> Sequence[jwst.SlitSource | nips.NipsSource]:
+    """Slits of one file of either format; the headers are read once."""
+    hdus = hdu_table(path)
+    if nips.is_nips(hdus, layout):
+        return nips.scan_file(path, hdus, layout=layout)
+    return [] if _is_metafile(hdus) else jwst.scan_file(path, hdus)
+
+
+def _is_metafile(hdus: Sequence[Hdu]) -> bool:
+    names = {h.name for h in hdus}
+    return "SHUTTER_INFO" in names and "SCI" not in names
+
+
+def _the_store(path: str | os.PathLike) -> Path | None:
+    """The store that a path is, or the only one in a directory without FITS files."""
+    folder = Path(path)
+    if is_store(folder):
+        return folder
+    if not folder.is_dir() or any(folder.glob("*.fits")):
+        return None
+    stores = sorted(p for p in folder.iterdir() if is_store(p) and not p.name.startswith("."))
+    if len(stores) > 1:
+        raise InputFileError(
+            "several Zarr stores",
+            where=str(folder),
+            expected="one store, or FITS files",
+            found=", ".join(p.name for p in stores),
+            remedy="name the one to open",
+        )
+    return stores[0] if stores else None
 
 
 def _expand(path: str | os.PathLike) -> list[str]:

@@ -1,27 +1,25 @@
 """ESA NIPS products in: irregular 2-D spectra (I2D), one FITS file a slitlet, as lazy datasets.
 
-What the extensions and keywords of a file mean is a `NipsLayout`; the default one is that of
-NIPS 1.x. Opening reads headers; pixels are read by offset when they are asked for.
+Opening reads headers. Pixels are read by offset when they are asked for.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from astropy import units as u
 from astropy.io import fits
 from astropy.time import Time
+from astropy.units import um
 from numpy.typing import NDArray
 
-from ..errors import InputFileError, ParameterError
-from ..quality import NIPS_FLAGS
+from ..errors import InputFileError
 from ..schema import SLIT_COORDS, configuration_name
 from .fits import (
     Hdu,
@@ -32,130 +30,24 @@ from .fits import (
     read_bytes,
     scan_files,
 )
-from .jwst import PITCH
+from .layout import POSITION_UNITS, NipsLayout, respelled, unit_of
 
 __all__ = ["NipsLayout", "NipsSource", "dataset", "is_nips", "open_slits", "scan_file"]
 
-#: Columns and rows of a detector, in whose corner NIPS's turned NRS2 starts to count.
-_DETECTOR_SIZE = 2048
-_SLITY_UNITS = {"pitch": 1.0, "open": PITCH}  # a shutter pitch in units of SLITY
-
-# Coordinates by the keywords that may hold them, the first found counts. MSA shutters are
-# QUADRANT, SHUTTERI and SHUTTERJ in MOS traces of NIPS 1.x (source: the comparison scripts of
-# STScI's nirspec_pipe_testing_tool); the only real file tried, of a fixed slit, has none of them.
-_KEYWORDS: Mapping[str, tuple[str, ...]] = {
-    "slitlet": ("SLITLET",),
-    "source_id": ("SOURCEID",),
-    "source_name": ("SRCNAME",),
-    "nod": ("PATT_NUM",),
-    "quadrant": ("MSAQUAD", "QUADRANT"),
-    "shutter_row": ("MSAROW", "SHUTTERI"),
-    "shutter_column": ("MSACOL", "SHUTTERJ"),
-    "n_shutters": ("NSHUT",),
-    "exposure_time": ("EFFEXPTM", "EXPTIME"),
-    "mjd": ("EXPMID",),
-    "is_background": ("ISBKG",),
-    "source_shutter": ("SRCSHUT",),
-    "program": ("PROGRAM",),
-}
+_ROLES = ("flux", "quality", "variance", "wavelength", "position", "read_variance")
+_DETECTOR_SIZE = 2048  # columns and rows
+_MSA_SHAPE = (365, 171)  # shutters of a quadrant along and across dispersion
 _JW_NAME = re.compile(r"(jw\d{11}_\d{5}_\d{5})")
 _OBS_ID = re.compile(r"V(\d{5})(\d{3})(\d{3})P")  # programme, observation, visit
-
-_WORDS = {
-    **dict.fromkeys(("count", "counts"), "ct"),
-    **dict.fromkeys(("electron", "electrons"), "electron"),
-    **dict.fromkeys(("meter", "meters", "metre", "metres"), "m"),
-    **dict.fromkeys(("micron", "microns", "micrometer", "micrometers"), "um"),
-}
-_CAPITALS = {"S": "s", "SR": "sr", "M": "m", "UM": "um", "NM": "nm", "MJY": "MJy", "JY": "Jy"}
-
-
-@dataclass(frozen=True)
-class NipsLayout:
-    """What the extensions of NIPS irregular 2-D spectra are called and mean.
-
-    Attributes
-    ----------
-    flux, quality, variance, wavelength, position
-        Names of the extensions, before the suffix of the detector.
-    read_variance
-        Of an optional one: the part of the variance that is read noise. NIPS writes none; the
-        simulator does.
-    detectors
-        Detectors by the suffix of their extensions.
-    turned
-        Detectors whose frame is turned by 180 degrees against that of STScI's products, which
-        datasets keep.
-    outside
-        Wavelength (in the file's unit) at and below which a pixel lies outside the slit; NaN
-        always does. Positions do not tell: their sentinel, -1, is a legal position too.
-    position_unit
-        What positions count, where a file does not say so in ``SLITYUNI``: ``"open"``, heights of
-        the open shutter, which lie 1.15 of them apart, or ``"pitch"``. Readers of such files
-        disagree. The default is ``"open"``: the fixed slit of the real 1.6 file ends at
-        +-0.5 and positions of 1.x MOS traces are compared, as they are, with those of STScI's WCS
-        (nirspec_pipe_testing_tool), which count open heights. In fixed slits and the IFU, which
-        have no pitch, positions stay as they are.
-    wavelength_unit
-        Of the wavelengths; None: as the extension's BUNIT says.
-    flux_units
-        The units of flux that are accepted, as astropy spells them, and all they convert to.
-    flags
-        The quality table: bits by name, one of them DO_NOT_USE.
-    keywords
-        Names of primary header keywords by coordinate; the first that is there counts.
-
-    Examples
-    --------
-    >>> layout = NipsLayout(wavelength="AWCS", wavelength_unit="um", position_unit="pitch")
-    >>> layout.flux, layout.wavelength
-    ('DATA', 'AWCS')
-    """
-
-    flux: str = "DATA"
-    quality: str = "QUALITY"
-    variance: str = "VAR"
-    wavelength: str = "LAMBDA"
-    position: str = "SLITY"
-    read_variance: str = "VARRN"
-    detectors: Mapping[str, str] = field(default_factory=lambda: {"1": "NRS1", "2": "NRS2"})
-    turned: tuple[str, ...] = ("NRS2",)
-    outside: float = 0.0
-    position_unit: str = "open"
-    wavelength_unit: str | None = None
-    flux_units: tuple[str, ...] = (
-        *("ct / s", "electron / s", "DN / s"),
-        *("MJy / sr", "W / (m2 um sr)"),
-    )
-    flags: Mapping[str, int] = field(default_factory=lambda: dict(NIPS_FLAGS))
-    keywords: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(_KEYWORDS))
-
-    def __post_init__(self) -> None:
-        if self.position_unit not in _SLITY_UNITS:
-            raise ParameterError(
-                "unknown unit of positions along the slit",
-                where="position_unit",
-                expected=" or ".join(_SLITY_UNITS),
-                found=self.position_unit,
-            )
-        if "DO_NOT_USE" not in self.flags:
-            raise ParameterError(
-                "quality flags without DO_NOT_USE", where="flags", found=" ".join(self.flags)
-            )
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        """Names of the extensions every detector must have."""
-        return (self.flux, self.quality, self.variance, self.wavelength, self.position)
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Where an extension's pixels lie, as which numbers, and the bit to flip in unsigned ones."""
+    """Where an extension's pixels lie, of which type, and whether their highest bit is turned."""
 
     offset: int
     dtype: str
-    flip: int = 0
+    unsigned: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +61,7 @@ class NipsSource:
     shape
         ``(ny, nx)`` of the cut-out.
     planes
-        The extensions by the name the layout's attribute has.
+        The extensions, by the name that the layout's attribute has.
     turned
         Whether they are turned by 180 degrees.
     outside
@@ -179,7 +71,7 @@ class NipsSource:
     pitch
         A shutter pitch in the file's unit of position.
     position_unit
-        That unit and what said so.
+        That unit, and what says so.
     coords
         The slit's coordinates.
     units, configuration
@@ -204,7 +96,7 @@ class NipsSource:
 
 
 def is_nips(hdus: Sequence[Hdu], layout: NipsLayout | None = None) -> bool:
-    """Whether a file of these headers says it is from NIPS, or has extensions of the layout."""
+    """Whether headers name NIPS, or have extensions of its layout."""
     layout = layout or NipsLayout()
     names = {name + suffix for name in layout.needed for suffix in layout.detectors}
     return "NPLS_V" in hdus[0].header or not names.isdisjoint(h.name for h in hdus)
@@ -222,12 +114,12 @@ def scan_file(
     hdus
         Its headers, where they have been read already.
     layout
-        What its extensions mean; that of NIPS 1.x by default.
+        What its extensions are called and mean; as in NIPS 1.x by default.
 
     Returns
     -------
     list of NipsSource
-        One a detector the slit falls on.
+        One for each detector the slit falls on.
 
     Raises
     ------
@@ -237,24 +129,25 @@ def scan_file(
     """
     path, layout = Path(path), layout or NipsLayout()
     hdus = hdu_table(path) if hdus is None else hdus
-    primary = hdus[0].header
     extensions = {h.name: h for h in hdus[1:]}
-    there = [s for s in layout.detectors if any(n + s in extensions for n in layout.needed)]
-    # NIPS says which detectors a spectrum has pixels on: a file may end after the first.
-    there += [
+    # The header says on how many columns of NRS1 (491) and NRS2 (492) the slit lies: a file that
+    # was cut short between the two must not pass for one of NRS1 only.
+    suffixes = [
         s
         for s in layout.detectors
-        if s not in there and s in ("1", "2") and int(primary.get(f"NX49{s}", 0)) > 0
+        if any(n + s in extensions for n in layout.needed)
+        or int(hdus[0].header.get(f"NX49{s}", 0)) > 0
     ]
-    if not there:
+    if not suffixes:
         raise InputFileError(
             "not a NIPS spectrum",
             where=path.name,
-            expected="extensions " + " ".join(n + s for s in layout.detectors for n in layout.needed),
+            expected="extensions "
+            + " ".join(n + next(iter(layout.detectors)) for n in layout.needed),
             found=" ".join(h.name for h in hdus),
-            remedy="give irregular 2-D spectra (I2D), or describe their layout in a NipsLayout",
+            remedy="give irregular 2-D spectra (I2D), or describe their layout by a NipsLayout",
         )
-    return [_slit_source(path, primary, extensions, suffix, layout) for suffix in there]
+    return [_slit_source(path, hdus[0].header, extensions, s, layout) for s in suffixes]
 
 
 def _slit_source(
@@ -269,35 +162,292 @@ def _slit_source(
             where=where,
             expected=" ".join(n + suffix for n in layout.needed),
             found="no " + " ".join(missing),
-            remedy="fetch the file again, or describe its layout in a NipsLayout",
+            remedy="fetch the file again, or describe its layout by a NipsLayout",
         )
-    header = extensions[layout.flux + suffix].header
-    shape = (int(header.get("NAXIS2", 0)), int(header.get("NAXIS1", 0)))
-    planes = {
-        role: _plane(extensions[getattr(layout, role) + suffix], role, shape, where)
+    found = {
+        role: extensions[getattr(layout, role) + suffix]
         for role in _ROLES
         if getattr(layout, role) + suffix in extensions
     }
-    unit = _flux_unit(header, layout, where)
-    _check_variance_unit(extensions[layout.variance + suffix].header, unit, where)
-    wavelength = layout.wavelength_unit or extensions[layout.wavelength + suffix].header.get("BUNIT")
-    position_unit, origin = _position_unit(primary, layout, where)
+    header = found["flux"].header
+    shape = (int(header.get("NAXIS2", 0)), int(header.get("NAXIS1", 0)))
     turned = detector in layout.turned
+    position_unit, said_by = _position_unit(primary, layout, where)
     return NipsSource(
         path=str(path.resolve()),
         shape=shape,
-        planes=planes,
+        planes={role: _plane(hdu, role, shape, where) for role, hdu in found.items()},
         turned=turned,
         outside=layout.outside,
-        to_um=_to_um(wavelength, where),
-        pitch=_SLITY_UNITS.get(position_unit, 1.0),
-        position_unit=f"{position_unit} ({origin})",
+        to_um=_to_um(found["wavelength"].header, layout, where),
+        pitch=POSITION_UNITS.get(position_unit, 1.0),
+        position_unit=f"{position_unit} ({said_by})",
         coords={
             **_coords(path, primary, layout, where),
             **_first_pixel(header, shape, turned),
             "detector": detector,
             "filename": path.name,
         },
-        units=str(header["BUNIT"]).strip() if unit.text_is_astropy else unit.value.to_string(),
-        configuration=_configuration(primary, path),
+        units=_flux_unit(found, layout, where),
+        configuration=_configuration(primary, where),
+    )
+
+
+def _plane(hdu: Hdu, role: str, shape: tuple[int, int], where: str) -> Plane:
+    header = hdu.header
+    bits = int(header["BITPIX"])
+    scale = (header.get("BSCALE", 1), header.get("BZERO", 0))
+    # FITS keeps unsigned integers shifted by half their range, which is a flip of the highest bit.
+    unsigned = bits > 8 and scale == (1, 2 ** (bits - 1))
+    fits_role = bits > 0 if role == "quality" else bits < 0
+    size = (int(header.get("NAXIS2", 0)), int(header.get("NAXIS1", 0)))
+    if size != shape or not fits_role or not (scale == (1, 0) or unsigned):
+        raise InputFileError(
+            f"unexpected layout of {hdu.name}",
+            where=where,
+            expected=f"{shape} unscaled {'integers' if role == 'quality' else 'real numbers'}",
+            found=f"{size} pixels, BITPIX {bits}, BSCALE and BZERO {scale}",
+        )
+    kind = "u" if role == "quality" else "f"
+    return Plane(hdu.offset, f">{kind}{abs(bits) // 8}", unsigned)
+
+
+def _flux_unit(found: dict[str, Hdu], layout: NipsLayout, where: str) -> str:
+    text = str(found["flux"].header.get("BUNIT", "")).strip()
+    unit = unit_of(text) if text else None
+    if unit is None or not any(unit.is_equivalent(unit_of(t)) for t in layout.flux_units):
+        raise InputFileError(
+            "flux that is neither a count rate nor a surface brightness",
+            where=where,
+            expected="BUNIT of " + ", ".join(layout.flux_units),
+            found=text or "no BUNIT",
+            remedy="leave slit losses as of a uniform source, and then accept the unit by "
+            "NipsLayout(flux_units=...)",
+        )
+    for role in ("variance", "read_variance"):
+        squared = found[role].header.get("BUNIT") if role in found else None
+        if squared and unit_of(squared) != unit**2:
+            raise InputFileError(
+                "variance not in the unit of flux squared",
+                where=f"{where}, {found[role].name}",
+                expected=f"BUNIT of ({text})**2",
+                found=squared,
+            )
+    return respelled(text)
+
+
+def _to_um(header: fits.Header, layout: NipsLayout, where: str) -> float:
+    text = layout.wavelength_unit or header.get("BUNIT")
+    unit = unit_of(text) if text else None
+    if unit is None or not unit.is_equivalent(um):
+        raise InputFileError(
+            "unknown unit of wavelength",
+            where=where,
+            expected=f"BUNIT of a length in {layout.wavelength}",
+            found=text or "no BUNIT",
+            remedy="give it by NipsLayout(wavelength_unit=...)",
+        )
+    return float(unit.to(um))
+
+
+def _position_unit(primary: fits.Header, layout: NipsLayout, where: str) -> tuple[str, str]:
+    """What positions count, and what says so."""
+    text = str(primary.get("SLITYUNI", "")).strip().lower()
+    if text and text not in POSITION_UNITS:
+        raise InputFileError(
+            "unknown unit of positions along the slit",
+            where=where,
+            expected="SLITYUNI of " + " or ".join(POSITION_UNITS).upper(),
+            found=text.upper(),
+        )
+    if text:
+        return text, "SLITYUNI"
+    mode = str(primary.get("MODE", "MOS")).strip().upper()
+    return (layout.position_unit, "layout") if mode == "MOS" else ("slit", f"MODE {mode}")
+
+
+def _configuration(primary: fits.Header, where: str) -> str:
+    grating, filter_ = (
+        str(first_given(primary.get(a), primary.get(b), "")).strip()
+        for a, b in (("GWA_POS", "GRATING"), ("FWA_POS", "FILTER"))
+    )
+    if not grating:
+        raise InputFileError(
+            "unknown disperser", where=where, expected="GWA_POS", found="no such keyword"
+        )
+    return configuration_name(grating, filter_)
+
+
+def _coords(path: Path, primary: fits.Header, layout: NipsLayout, where: str) -> dict[str, Any]:
+    """Slit coordinates from header keywords; what no keyword tells is left out."""
+    casts = {"U": lambda v: str(v).strip(), "i": int, "f": float, "f4": float, "b": bool}
+    out: dict[str, Any] = {}
+    for name, (kind, unknown, _) in SLIT_COORDS.items():
+        value = first_given(*(primary.get(k) for k in layout.keywords.get(name, ())))
+        try:
+            out[name] = unknown if value is None else casts[kind](value)
+        except (TypeError, ValueError) as error:
+            raise InputFileError(
+                f"unreadable {name}",
+                where=where,
+                expected="a number in " + " or ".join(layout.keywords[name]),
+                found=value,
+            ) from error
+    identifier = str(primary.get("OBS_ID", "")).strip()
+    observed = _OBS_ID.match(identifier)
+    visit = [str(primary.get(k, "")).strip() for k in ("PROGRAM", "OBSERVTN", "VISIT")]
+    if observed and not all(visit):
+        visit = list(observed.groups())
+    out["program"] = out["program"] or visit[0]
+    out["visit"] = out["visit"] or "".join(visit)
+    out["exposure"] = out["exposure"] or _exposure(path, primary, identifier)
+    if (
+        out["slitlet"] < 0
+        and min(out[k] for k in ("quadrant", "shutter_row", "shutter_column")) > 0
+    ):
+        # No number of the slitlet, but its shutter: that is one of a kind too.
+        rows, columns = _MSA_SHAPE
+        shutter = (out["shutter_column"] - 1) * rows + out["shutter_row"]
+        out["slitlet"] = (out["quadrant"] - 1) * rows * columns + shutter
+    if "BKG" in out["source_name"].upper() or "BACKGROUND" in out["source_name"].upper():
+        out["is_background"] = True
+    if np.isnan(out["mjd"]):
+        out["mjd"] = _middle(primary)
+    return out
+
+
+def _exposure(path: Path, primary: fits.Header, identifier: str) -> str:
+    """Name of the exposure, the same as in STScI's products where the file has that."""
+    for text in (identifier, str(primary.get("FILENAME", "")), path.name):
+        name = _JW_NAME.search(text)
+        if name:
+            return name[1]
+    number = first_given(primary.get("EXP_ID"), primary.get("EXPOSURE"))
+    return (f"{identifier}_{number}" if number is not None else identifier) or path.stem
+
+
+def _middle(primary: fits.Header) -> float:
+    """Middle of the exposure (MJD) from the times it began and ended."""
+    keys = (("DATE-OBS", "TIME-OBS"), ("DATE-END", "TIME-END"))
+    texts = [f"{primary.get(day, '')}T{primary.get(time, '')}" for day, time in keys]
+    try:
+        return float(np.mean(Time(texts, format="isot").mjd))
+    except ValueError:
+        return float("nan")
+
+
+def _first_pixel(header: fits.Header, shape: tuple[int, int], turned: bool) -> dict[str, int]:
+    """Detector column and row of the cut-out's first pixel, from 0, as STScI's products count."""
+    out = {}
+    for axis, name, size in ((1, "x_start", shape[1]), (2, "y_start", shape[0])):
+        if f"CRPIX{axis}" not in header:
+            return {}
+        # The world coordinate is the detector pixel, from 1.
+        step = header.get(f"CDELT{axis}", 1.0)
+        start = header.get(f"CRVAL{axis}", 0.0) + (1 - header[f"CRPIX{axis}"]) * step - 1
+        out[name] = round(_DETECTOR_SIZE - start - size if turned else start)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------
+# Pixels, when asked for
+
+
+def _filed(source: NipsSource, role: str) -> NDArray:
+    plane = source.planes[role]
+    dtype = np.dtype(plane.dtype)
+    raw = read_bytes(source.path, plane.offset, dtype.itemsize * source.shape[0] * source.shape[1])
+    values = np.frombuffer(raw, dtype).reshape(source.shape)
+    if dtype.kind == "u":
+        flip = np.uint64(1 << (8 * dtype.itemsize - 1)) if plane.unsigned else np.uint64(0)
+        values = values.astype(np.uint64) ^ flip
+    return values[::-1, ::-1] if source.turned else values
+
+
+def _pixels(source: NipsSource, variable: str) -> NDArray:
+    """One variable of the contract. What is filed outside the slit is detector, and not of it."""
+    if variable == "quality":
+        return _filed(source, "quality")
+    wavelength = _filed(source, "wavelength").astype(np.float64)
+    if variable == "wavelength":
+        values = wavelength * source.to_um
+    elif variable == "yrel":
+        values = _filed(source, "position") / source.pitch
+    elif variable == "flux":
+        values = _filed(source, "flux")
+    else:
+        variance = _filed(source, "variance").astype(np.float64)
+        variance[~(variance > 0)] = np.nan
+        if variable == "error":
+            values = np.sqrt(variance)
+        else:
+            read = _filed(source, "read_variance").astype(np.float64)
+            values = read if variable == "var_rnoise" else np.maximum(variance - read, 0)
+    return np.where(wavelength > source.outside, values, np.nan).astype(np.float32)
+
+
+def _planes(sources: Sequence[NipsSource], variable: str) -> Iterator[NDArray]:
+    return (_pixels(source, variable) for source in sources)
+
+
+def open_slits(
+    paths: Sequence[str | Path],
+    *,
+    layout: NipsLayout | None = None,
+    chunks: int = 32,
+    on_error: str = "raise",
+) -> dict[str, xr.Dataset]:
+    """Open NIPS irregular 2-D spectra as one lazy slit dataset a configuration.
+
+    Parameters
+    ----------
+    paths
+        Files; the slits keep their order, NRS1 before NRS2.
+    layout
+        What their extensions are called and mean; as in NIPS 1.x by default.
+    chunks
+        Slits in a chunk.
+    on_error
+        ``"raise"`` one error that reports all unusable files, or ``"warn"`` and keep the others.
+
+    Returns
+    -------
+    dict of xarray.Dataset
+        By configuration, such as ``"prism-clear"``. ``flux`` (in the file's units) and ``error``
+        (the root of the variance; NaN where that is not positive) are NaN outside the slit,
+        ``wavelength`` is in um, ``yrel`` in shutter pitches, ``quality`` uint64. Attribute
+        ``position_unit`` says what positions were taken to count. Simulated files have
+        ``var_rnoise`` and ``var_poisson`` too.
+
+    Raises
+    ------
+    InputFileError, InputFilesError
+        Where files cannot be used.
+    """
+    scan = partial(scan_file, layout=layout)
+    groups = by_configuration(scan_files(paths, scan, on_error=on_error))
+    return {name: dataset(group, chunks=chunks, layout=layout) for name, group in groups.items()}
+
+
+def dataset(
+    sources: Sequence[NipsSource], *, chunks: int = 32, layout: NipsLayout | None = None
+) -> xr.Dataset:
+    """A lazy slit dataset of slits of one configuration.
+
+    Raises
+    ------
+    InputFileError
+        Where slits have different units.
+    """
+    variables = ["flux", "error", "quality", "wavelength", "yrel"]
+    if all("read_variance" in s.planes for s in sources):
+        variables += ["var_rnoise", "var_poisson"]
+    return lazy_dataset(
+        sources,
+        _planes,
+        variables,
+        chunks=chunks,
+        flags=(layout or NipsLayout()).flags,
+        quality_dtype=np.uint64,
+        attrs={"position_unit": ", ".join(sorted({s.position_unit for s in sources}))},
     )

@@ -54,6 +54,8 @@ def write_nips(ds: xr.Dataset, directory: str | Path, *, overwrite: bool = False
         ``DATA1`` (MJy/sr), ``QUALITY1`` (64-bit flags), ``VAR1``, ``LAMBDA1`` (m), ``SLITY1``
         (shutter pitches from the middle shutter), ``MSAX1`` and ``MSAY1`` (m). As in the real
         ones, data outside the slit are finite; ``LAMBDA`` is 0 and the positions are -1 there.
+        ``VARRN1`` is an addition to NIPS's own layout, which readers of that ignore: the part of
+        the variance that is read noise.
 
     Raises
     ------
@@ -86,11 +88,15 @@ def write_nips(ds: xr.Dataset, directory: str | Path, *, overwrite: bool = False
         for slitlet in dict.fromkeys(group.slitlet.values.tolist()):
             path = new_file(directory, f"Trace_SLITLET_{slitlet}_{exposure}.fits", overwrite)
             parts = group.isel(slit=np.flatnonzero(group.slitlet.values == slitlet))
-            hdus = fits.HDUList([_primary(parts.isel(slit=0), disperser)])
+            primary = _primary(parts.isel(slit=0), disperser)
+            hdus = fits.HDUList([primary])
             for index in range(parts.sizes["slit"]):
                 one = parts.isel(slit=index)
                 _, rows, columns = slit_geometry(one, disperser)
-                hdus.extend(_extensions(one, rows, columns))
+                made = _extensions(one, rows, columns)
+                hdus.extend(made)
+                for axis, key in enumerate(("NX", "NY")):
+                    primary.header[f"{key}{made[0].header['SCAID']}"] = made[0].shape[::-1][axis]
             hdus.writeto(path, overwrite=overwrite)
             paths.append(path)
     return paths
@@ -124,6 +130,7 @@ def _primary(one: xr.Dataset, disperser: Disperser) -> fits.PrimaryHDU:
         ("ISBKG", bool(one.is_background), "no source in any shutter"),
         ("SLITYUNI", "PITCH", "unit of SLITY: one shutter pitch"),
         ("NPLS_V", "NIPS 2.0.48", "layout follows this version's"),
+        *((f"N{a}{sca}", 0, "pixels on this detector") for _, sca in _SCA.values() for a in "XY"),
     ):
         hdu.header[key] = (value, comment)
     if np.isfinite(one.source_shutter):
@@ -133,7 +140,8 @@ def _primary(one: xr.Dataset, disperser: Disperser) -> fits.PrimaryHDU:
 
 def _extensions(one: xr.Dataset, rows: slice, columns: slice) -> list[fits.ImageHDU]:
     suffix, sca = _SCA[str(one.detector.values)]
-    pixels = {n: one[n].values[rows, columns] for n in ("flux", "error", "wavelength", "yrel")}
+    names = ("flux", "error", "var_rnoise", "wavelength", "yrel")
+    pixels = {n: one[n].values[rows, columns] for n in names}
     outside = np.isnan(pixels["wavelength"])
     shutter = int(one.quadrant), int(one.shutter_row), int(one.shutter_column)
     along, across = msa_position(*shutter)
@@ -147,6 +155,7 @@ def _extensions(one: xr.Dataset, rows: slice, columns: slice) -> list[fits.Image
         ("DATA", "MJy/sr", np.nan_to_num(pixels["flux"], nan=0.0)),
         ("QUALITY", "UNITLESS", _nips_quality(one.quality.values[rows, columns])),
         ("VAR", "(MJy/sr)**2", np.nan_to_num(pixels["error"], nan=0.0).astype(float) ** 2),
+        ("VARRN", "(MJy/sr)**2", np.nan_to_num(pixels["var_rnoise"], nan=0.0)),
         ("LAMBDA", "METER", np.where(outside, 0.0, pixels["wavelength"].astype(float) * 1e-6)),
         ("SLITY", "UNITLESS", np.where(outside, -1.0, pixels["yrel"])),
         ("MSAX", "METER", np.where(outside, -1.0, along)),
