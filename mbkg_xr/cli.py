@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .chain import MODELS, ChainResult, run, run_tree
+from .cli_simulate import simulate
 from .errors import MbkgError
 from .io import save
 from .master import evaluate
@@ -41,6 +42,8 @@ class _Group(click.Group):
 def main() -> None:
     """Master background subtraction for JWST NIRSpec multi-object spectra."""
 
+
+main.add_command(simulate)
 
 _model = click.option(
     "--model", type=click.Choice(list(MODELS)), default="bspline", show_default=True,

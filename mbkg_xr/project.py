@@ -47,6 +47,14 @@ def master_image(
     ------
     ParameterError
         On a reversed range, or a step that does not fit into it.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> ds = mx.select_background(mx.simulate_program(exposures=2, slits=4, background_slits=2))
+    >>> image = mx.master_image(mx.fit_master(ds), yrel=(-1.5, 1.5), step=0.5)
+    >>> image.sky.dims, image.sizes["yrel"]
+    (('yrel', 'wavelength'), 6)
     """
     low, high = map(float, yrel)
     if not (low < high and 0 < step <= high - low):

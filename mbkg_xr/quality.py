@@ -35,7 +35,9 @@ JWST_FLAGS: Mapping[str, int] = {
     )
 }
 
-# Source: the quality extension of an ESA NIPS 2.0.48 product; bits 16-18 and 52-62 are unassigned.
+# Source: the quality extension of an ESA NIPS 2.0.48 product; bits 16-18 and 52-62 are unassigned
+# there. OUTLIER, bit 62, is this package's own: what `flag_outliers` finds must not pass for what
+# NIPS found unusable, and counts in the scores as it does with STScI's flags.
 NIPS_FLAGS: Mapping[str, int] = {
     name: 1 << bit
     for bit, name in enumerate(
@@ -48,7 +50,7 @@ NIPS_FLAGS: Mapping[str, int] = {
         "PAMP_NONE PAMP_LOW WLZP_NONE WLZP_LOW DFLT_NONE DFLT_LOW SFLT_NONE SFLT_LOW "
         "FFLT_NONE FFLT_LOW PTHL_NONE PTHL_LOW BARS_NONE BARS_LOW RADM_NONE RADM_LOW "
         "MBGS_NONE MBGS_LOW RECT_NO_COVERAGE RECT_LOW_COVERAGE RECT_PARTIAL_COVERAGE "
-        "- - - - - - - - - - - DO_NOT_USE".split()
+        "- - - - - - - - - - OUTLIER DO_NOT_USE".split()
     )
     if name != "-"
 }

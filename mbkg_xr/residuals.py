@@ -100,6 +100,14 @@ def sky_centres(ds: xr.Dataset) -> xr.DataArray:
     -------
     xarray.DataArray
         Boolean (slit, y, x).
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> ds = mx.simulate_program(exposures=3, slits=4, background_slits=2)
+    >>> res = mx.residuals(mx.subtract_nods(ds))
+    >>> bool(mx.sky_centres(res).any())
+    True
     """
     source = np.where(ds["is_background"].values, np.nan, ds["source_shutter"].values)
     known = ds["is_background"].values | np.isfinite(source)

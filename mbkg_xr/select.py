@@ -48,7 +48,7 @@ def flag_outliers(
     Returns
     -------
     xarray.Dataset
-        With OUTLIER set in ``quality`` (in NIPS products DO_NOT_USE, which have no such flag).
+        With OUTLIER set in ``quality`` (DO_NOT_USE, where the flag table has no OUTLIER).
 
     Raises
     ------

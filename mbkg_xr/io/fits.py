@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -203,12 +202,9 @@ def by_configuration(sources: Iterable[S]) -> dict[str, list[S]]:
     return groups
 
 
-Planes = Callable[[Sequence[S], str], Iterator[NDArray]]
-
-
 def lazy_dataset(
     sources: Sequence[S],
-    planes: Planes,
+    planes: Callable[[Sequence[S], str], Iterator[NDArray]],
     variables: Sequence[str],
     *,
     chunks: int,
@@ -262,7 +258,8 @@ def lazy_dataset(
             _padded,
             index,
             sources=sources,
-            planes=partial(planes, variable=variable),
+            planes=planes,
+            variable=variable,
             shape=shape,
             fill=dtype(flags["DO_NOT_USE"] if variable == "quality" else np.nan),
             dtype=dtype,
@@ -286,13 +283,14 @@ def _padded(
     index: NDArray[np.int64],
     *,
     sources: Sequence[S],
-    planes: Callable[[Sequence[S]], Iterator[NDArray]],
+    planes: Callable[[Sequence[S], str], Iterator[NDArray]],
+    variable: str,
     shape: tuple[int, int],
     fill: np.generic,
 ) -> NDArray:
     """Pixels of a block of slits, padded to a common shape."""
     out = np.full((index.size, *shape), fill)
     chosen = [sources[i] for i in index]
-    for slot, source, plane in zip(out, chosen, planes(chosen), strict=True):
+    for slot, source, plane in zip(out, chosen, planes(chosen, variable), strict=True):
         slot[: source.shape[0], : source.shape[1]] = plane
     return out

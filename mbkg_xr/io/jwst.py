@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ _EXTENSIONS = {
     "var_poisson": "VAR_POISSON",
 }
 _NAME = re.compile(r"(jw\d{11}_\d{5}_\d{5})")
+_OPENING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,9 @@ def _wcs_yrel(sources: Sequence[SlitSource]) -> Iterator[NDArray[np.float32]]:
     for source in sources:
         if opened is None or opened[0] != source.path:
             raw = read_bytes(source.path, source.asdf_offset, source.asdf_size)
-            with warnings.catch_warnings():
+            # Warnings are of the process, not of the thread: without the lock another reader's
+            # "ignore" would end this one's.
+            with _OPENING, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 opened = (source.path, asdf.open(io.BytesIO(raw), lazy_load=False).tree)
         slit = opened[1] if source.index is None else opened[1]["slits"][source.index]

@@ -6,7 +6,7 @@ Opening reads headers. Pixels are read by offset when they are asked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -139,11 +139,11 @@ def scan_file(
         or int(hdus[0].header.get(f"NX49{s}", 0)) > 0
     ]
     if not suffixes:
+        first = next(iter(layout.detectors))
         raise InputFileError(
             "not a NIPS spectrum",
             where=path.name,
-            expected="extensions "
-            + " ".join(n + next(iter(layout.detectors)) for n in layout.needed),
+            expected="extensions " + " ".join(n + first for n in layout.needed),
             found=" ".join(h.name for h in hdus),
             remedy="give irregular 2-D spectra (I2D), or describe their layout by a NipsLayout",
         )
@@ -280,12 +280,12 @@ def _configuration(primary: fits.Header, where: str) -> str:
 
 def _coords(path: Path, primary: fits.Header, layout: NipsLayout, where: str) -> dict[str, Any]:
     """Slit coordinates from header keywords; what no keyword tells is left out."""
-    casts = {"U": lambda v: str(v).strip(), "i": int, "f": float, "f4": float, "b": bool}
+    casts: dict[str, Callable[[Any], Any]] = {"i": int, "f": float, "f4": float, "b": bool}
     out: dict[str, Any] = {}
     for name, (kind, unknown, _) in SLIT_COORDS.items():
         value = first_given(*(primary.get(k) for k in layout.keywords.get(name, ())))
         try:
-            out[name] = unknown if value is None else casts[kind](value)
+            out[name] = unknown if value is None else casts.get(kind, _text)(value)
         except (TypeError, ValueError) as error:
             raise InputFileError(
                 f"unreadable {name}",
@@ -314,6 +314,10 @@ def _coords(path: Path, primary: fits.Header, layout: NipsLayout, where: str) ->
     if np.isnan(out["mjd"]):
         out["mjd"] = _middle(primary)
     return out
+
+
+def _text(value: object) -> str:
+    return str(value).strip()
 
 
 def _exposure(path: Path, primary: fits.Header, identifier: str) -> str:

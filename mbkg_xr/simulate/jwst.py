@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,13 @@ _STEPS = (
 _SKIPPED = ("bkg_subtract", "master_background", "wavecorr")
 
 
-def write_jwst(ds: xr.Dataset, directory: str | Path, *, overwrite: bool = False) -> list[Path]:
+def write_jwst(
+    ds: xr.Dataset,
+    directory: str | Path,
+    *,
+    overwrite: bool = False,
+    on_step: Callable[[str], None] | None = None,
+) -> list[Path]:
     """Write a simulated programme as STScI products.
 
     Parameters
@@ -37,6 +44,8 @@ def write_jwst(ds: xr.Dataset, directory: str | Path, *, overwrite: bool = False
         Where to; made if need be.
     overwrite
         Whether files that exist may be replaced.
+    on_step
+        Called with a line of text before each exposure.
 
     Returns
     -------
@@ -69,7 +78,10 @@ def write_jwst(ds: xr.Dataset, directory: str | Path, *, overwrite: bool = False
     disperser = the_disperser(ds)
     tables = wavelength_models(disperser)
     paths = []
+    say = on_step or (lambda text: None)
+    say("making the first exposure")
     for exposure, detector, group in exposures_of(ds):
+        say(f"writing {exposure} {detector}")
         path = new_file(directory, f"{exposure}_{detector.lower()}_cal.fits", overwrite)
         # The whole model is validated when it is saved.
         with datamodels.MultiSlitModel(validate_on_assignment=False) as model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,13 @@ _FLAGS = {
 }
 
 
-def write_nips(ds: xr.Dataset, directory: str | Path, *, overwrite: bool = False) -> list[Path]:
+def write_nips(
+    ds: xr.Dataset,
+    directory: str | Path,
+    *,
+    overwrite: bool = False,
+    on_step: Callable[[str], None] | None = None,
+) -> list[Path]:
     """Write a simulated programme as NIPS products.
 
     Parameters
@@ -45,6 +52,8 @@ def write_nips(ds: xr.Dataset, directory: str | Path, *, overwrite: bool = False
         Where to; made if need be.
     overwrite
         Whether files that exist may be replaced.
+    on_step
+        Called with a line of text before each exposure.
 
     Returns
     -------
@@ -83,7 +92,9 @@ def write_nips(ds: xr.Dataset, directory: str | Path, *, overwrite: bool = False
             found="a response",
         )
     paths = []
+    say = on_step or (lambda text: None)
     for exposure in dict.fromkeys(ds.exposure.values.tolist()):
+        say(f"writing {exposure}")
         group = ds.isel(slit=np.flatnonzero(ds.exposure.values == exposure)).compute()
         for slitlet in dict.fromkeys(group.slitlet.values.tolist()):
             path = new_file(directory, f"Trace_SLITLET_{slitlet}_{exposure}.fits", overwrite)
