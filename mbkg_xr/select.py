@@ -173,7 +173,8 @@ def select_background(
     Returns
     -------
     xarray.Dataset
-        With the boolean ``selected`` added and outliers flagged in ``quality``. Nothing computed.
+        With the boolean ``selected`` added, and outliers among the sky pixels flagged in
+        ``quality``; the shutter of a source is left as it was. Nothing computed.
 
     Raises
     ------
@@ -197,8 +198,6 @@ def select_background(
     else:
         bits = flag_mask(ds["quality"], exclude)
     use, source = _slits_to_use(ds, slits)
-    if median_window is not None:
-        ds = flag_outliers(ds, window=median_window, threshold=median_threshold)
     selected = map_slits(
         _select_block,
         ds["flux"],
@@ -215,7 +214,22 @@ def select_background(
         "excluded_flags": int(bits),
         "slits": slits if isinstance(slits, str) else ",".join(map(str, slits)),
     }
+    if median_window is not None:
+        flagged = flag_outliers(ds, window=median_window, threshold=median_threshold)
+        arrays = [selected, ds["quality"].data, flagged["quality"].data]
+        # Only sky is judged here: in a source's shutter what stands out may be its emission line.
+        quality = map_slits(_merge_flags, ds["flux"], *arrays, dtype=ds["quality"].dtype)
+        selected = map_slits(_without_new_flags, ds["flux"], *arrays, dtype=np.bool_)
+        ds = ds.assign_coords(quality=(PIXEL_DIMS, quality, ds["quality"].attrs))
     return ds.assign(selected=(PIXEL_DIMS, selected, attrs))
+
+
+def _merge_flags(sky, quality, flagged):
+    return np.where(sky, flagged, quality)
+
+
+def _without_new_flags(sky, quality, flagged):
+    return sky & (flagged == quality)
 
 
 def _check_windows(yrel: Windows) -> NDArray[np.float64]:
