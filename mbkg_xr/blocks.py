@@ -96,7 +96,9 @@ def reduce_blocks(
     lazy = ds[list(names)].chunk({"y": -1, "x": -1}).unify_chunks()
     chunks = lazy.chunks["slit"]
     starts = np.concatenate([[0], np.cumsum(chunks)[:-1]])
-    columns = [lazy[name].data.to_delayed().ravel() for name in names]
+    # Not optimised one by one: columns that come from the same pixels share the tasks that read
+    # them, and go on doing so.
+    columns = [lazy[name].data.to_delayed(optimize_graph=False).ravel() for name in names]
     task = dask.delayed(lambda start, arrays, state: block(start, arrays, state), pure=False)
     state = dask.delayed(shared, traverse=False)
     parts = [

@@ -196,7 +196,7 @@ def _sky(text: str | None) -> object:
             "unreadable table of the sky",
             where=text,
             expected="two columns with a comma between: wavelength in um, MJy/sr",
-            found=error,
+            found=str(error).splitlines()[-1],
         ) from error
     if table.ndim == 2 and np.isnan(table[0]).all():
         table = table[1:]  # names of the columns

@@ -21,6 +21,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .blocks import reduce_blocks
+from .histograms import add_keys, key_median, n_keys
 from .spans import SpanGrid, find_span
 
 __all__ = ["HISTOGRAM_EDGES", "N_MOMENTS", "PassState", "PassSums", "accumulate", "median_start"]
@@ -45,8 +46,12 @@ class PassState:
     gain
         ``(span,)``, photon variance a unit of flux at `REFERENCE_TIME`; NaN while unknown (the
         variance is then error^2).
+    floor
+        ``(span,)``, read variance where the data do not give it pixel by pixel.
     centre, cut
         ``(span,)``, a pixel is used where ``|z - centre| <= cut``.
+    unit
+        What z is measured in: the scatter over the error, where that is far from 1.
     usual
         ``(span,)``, pixels with a larger error do not count for the noise sums: a few hot ones
         would outweigh all others.
@@ -56,9 +61,11 @@ class PassState:
 
     model: NDArray[np.float64]
     gain: NDArray[np.float64]
+    floor: NDArray[np.float64]
     centre: NDArray[np.float64]
     cut: NDArray[np.float64]
     usual: NDArray[np.float64]
+    unit: float = 1.0
     log: bool = False
 
 
@@ -76,7 +83,7 @@ class PassSums:
         ``(bin, len(HISTOGRAM_EDGES) + 1)``, of z, with underflow and overflow.
     noise
         ``(bin, 6)``: n, sum x, sum var_poisson, sum error^2, sum x^2, sum x error^2 with
-        x = flux * REFERENCE_TIME / exposure time.
+        x = max(flux, 0) * REFERENCE_TIME / exposure time: photons are not negative.
     pixels
         ``(slit, 2)``: selected pixels within the spans, and those used.
     """
@@ -101,7 +108,7 @@ class PassSums:
 def _accumulate_block(
     flux, error, var_rnoise, var_poisson, selected, wavelength,
     group, time_factor, edges, lookup, step, bin_spans,
-    model, gain, centre, cut, usual, log, z_max, z_step,
+    model, gain, floor, centre, cut, usual, unit, log, z_max, z_step,
     moments, count, histogram, noise, pixels,
 ):  # pragma: no cover - compiled  # fmt: skip
     has_var = var_rnoise.shape[0] > 0
@@ -118,6 +125,9 @@ def _accumulate_block(
                     continue
                 y = np.float64(flux[s, i, j])
                 e2 = np.float64(error[s, i, j]) ** 2
+                # What cannot be a measurement is never one, whoever selected it.
+                if not np.isfinite(y) or not (e2 > 0 and np.isfinite(e2)):
+                    continue
                 mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
                 variance = e2
                 photon = 0.0
@@ -130,10 +140,10 @@ def _accumulate_block(
                     if has_var:
                         rest = np.float64(var_rnoise[s, i, j])
                     else:
-                        rest = max(e2 - a * y, 0.02 * e2)
-                    if rest > 0:
+                        rest = floor[n]
+                    if rest > 0 and np.isfinite(rest):
                         variance = rest + a * max(mean, 0.0)
-                z = (y - mean) / np.sqrt(variance)
+                z = (y - mean) / (np.sqrt(variance) * unit)
                 pixels[s, 0] += 1
                 b = n // bin_spans
                 if z < -z_max:
@@ -144,8 +154,8 @@ def _accumulate_block(
                     histogram[b, 1 + min(n_z - 1, int((z + z_max) / z_step))] += 1
                 if not abs(z - centre[n]) <= cut[n]:
                     continue
-                if e2 <= usual[n] * usual[n]:
-                    x = y * time_factor[s]
+                if e2 <= usual[n] * usual[n] and np.isfinite(photon):
+                    x = max(y, 0.0) * time_factor[s]
                     noise[b, 0] += 1
                     noise[b, 1] += x
                     noise[b, 2] += photon
@@ -193,7 +203,8 @@ def _block_sums(
     _accumulate_block(
         flux, error, rnoise, poisson, selected, wavelength,
         group, time_factor, grid.edges, grid.lookup, grid.step, BIN_SPANS,
-        state.model, state.gain, state.centre, state.cut, state.usual, state.log, _Z_MAX, _Z_STEP,
+        state.model, state.gain, state.floor, state.centre, state.cut, state.usual,
+        state.unit, state.log, _Z_MAX, _Z_STEP,
         sums.moments, sums.count, sums.histogram, sums.noise, sums.pixels,
     )  # fmt: skip
     return sums
@@ -236,38 +247,26 @@ def accumulate(
 
 
 # ------------------------------------------------------------------------------------------------
-# Where to start: medians of flux and error in bins of a few spans, from one pass, exact to 3 %.
+# Where to start: medians of flux and error in bins of a few spans, from one pass.
 
 START_SPANS = 8
-_KEY_SHIFT = 18
 
 
 @numba.njit(nogil=True)
-def _key_histogram(
-    bits, selected, wavelength, edges, lookup, step, bin_spans, shift, out
+def _start_histogram(
+    bits, selected, wavelength, edges, lookup, step, bin_spans, out
 ):  # pragma: no cover - compiled
     for s in range(bits.shape[0]):
         for i in range(bits.shape[1]):
             for j in range(bits.shape[2]):
-                if not selected[s, i, j]:
-                    continue
-                n, _ = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
-                if n < 0:
-                    continue
-                b = np.uint32(bits[s, i, j])
-                # The order of these keys is the order of the floats, negative ones included.
-                if b >> np.uint32(31):
-                    key = ~b
-                else:
-                    key = b | np.uint32(0x80000000)
-                out[n // bin_spans, key >> np.uint32(shift)] += 1
+                if selected[s, i, j]:
+                    n, _ = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
+                    if n >= 0:
+                        add_keys(bits[s, i, j], out[n // bin_spans])
 
 
 def median_start(ds: xr.Dataset, grid: SpanGrid) -> tuple[NDArray, NDArray, NDArray]:
-    """Running medians of the selected flux and error, from histograms of the floats' leading bits.
-
-    Those have bins of 1/32 of a power of two whatever the units, and integer counts, so that the
-    start is the same for any chunking and any order of slits.
+    """Running medians of the selected flux and error, for any units, chunks and order of slits.
 
     Returns
     -------
@@ -278,11 +277,11 @@ def median_start(ds: xr.Dataset, grid: SpanGrid) -> tuple[NDArray, NDArray, NDAr
 
     def block(start: int, arrays: Sequence[Any], shared: Any) -> NDArray:
         *values, selected, wavelength = arrays
-        out = np.zeros((len(values), n_bins, 1 << (32 - _KEY_SHIFT)), dtype=np.int64)
+        out = np.zeros((len(values), n_bins, n_keys), dtype=np.int64)
         for array, histogram in zip(values, out, strict=True):
-            _key_histogram(
+            _start_histogram(
                 np.ascontiguousarray(array, dtype=np.float32).view(np.uint32), selected,
-                wavelength, grid.edges, grid.lookup, grid.step, START_SPANS, _KEY_SHIFT, histogram,
+                wavelength, grid.edges, grid.lookup, grid.step, START_SPANS, histogram,
             )  # fmt: skip
         return out
 
@@ -291,25 +290,4 @@ def median_start(ds: xr.Dataset, grid: SpanGrid) -> tuple[NDArray, NDArray, NDAr
     filled = np.flatnonzero(counts[0].sum(axis=1))
     middle = np.minimum((filled + 0.5) * START_SPANS, grid.size)
     wavelength = np.interp(middle, np.arange(grid.edges.size), grid.edges)
-    return wavelength, _key_median(counts[0, filled]), _key_median(counts[1, filled])
-
-
-def _key_median(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Median of each row of a histogram of keys, linear within a key."""
-    edges = _key_values(np.arange(counts.shape[1] + 1, dtype=np.int64))
-    cumulative = np.cumsum(counts, axis=1)
-    half = 0.5 * cumulative[:, -1]
-    index = np.argmax(cumulative >= half[:, None], axis=1)
-    row = np.arange(counts.shape[0])
-    inside = counts[row, index]
-    below = cumulative[row, index] - inside
-    return edges[index] + (edges[index + 1] - edges[index]) * (half - below) / inside
-
-
-def _key_values(keys: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The float at the lower edge of each key; infinite at either end of the range."""
-    full = np.minimum(keys << _KEY_SHIFT, 0xFFFFFFFF).astype(np.uint32)
-    bits = np.where(full & np.uint32(0x80000000), full & np.uint32(0x7FFFFFFF), ~full)
-    with np.errstate(invalid="ignore"):
-        values = bits.astype(np.uint32).view(np.float32).astype(np.float64)
-    return np.nan_to_num(values)
+    return wavelength, key_median(counts[0, filled]), key_median(counts[1, filled])

@@ -153,8 +153,14 @@ def read_bytes(path: str | Path, offset: int, size: int) -> bytes:
 
 
 def first_given(*values: Any) -> Any:
-    """The first value that is given: neither None nor an empty string."""
-    return next((v for v in values if v is not None and v != ""), None)
+    """The first value that is neither None nor an empty string; the last, where none is.
+
+    Examples
+    --------
+    >>> first_given(None, "", 3, 4), first_given(None, "")
+    (3, '')
+    """
+    return next((v for v in values if v is not None and v != ""), values[-1])
 
 
 def scan_files(

@@ -1,18 +1,34 @@
-"""What the extensions and keywords of NIPS files are called and mean."""
+"""What the extensions and keywords of NIPS files are called and mean, and units as they write."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 from astropy import units as u
+from astropy.io import fits
+from astropy.time import Time
 
-from ..errors import ParameterError
+from ..errors import InputFileError, ParameterError
 from ..quality import NIPS_FLAGS
+from ..schema import SLIT_COORDS, configuration_name
+from .fits import first_given
 from .jwst import PITCH
 
-__all__ = ["POSITION_UNITS", "NipsLayout", "respelled", "unit_of"]
+__all__ = [
+    "POSITION_UNITS",
+    "NipsLayout",
+    "configuration",
+    "first_pixel",
+    "position_unit",
+    "respelled",
+    "slit_coords",
+    "unit_of",
+]
 
 #: A shutter pitch in the units positions along a slit may have.
 POSITION_UNITS = {"pitch": 1.0, "open": PITCH}
@@ -35,6 +51,11 @@ _KEYWORDS: Mapping[str, tuple[str, ...]] = {
     "is_background": ("ISBKG",),
     "source_shutter": ("SRCSHUT",),
 }
+
+_DETECTOR_SIZE = 2048  # columns and rows
+_MSA_SHAPE = (365, 171)  # shutters of a quadrant along and across dispersion
+_JW_NAME = re.compile(r"(jw\d{11}_\d{5}_\d{5})")
+_OBS_ID = re.compile(r"V(\d{5})(\d{3})(\d{3})P")  # programme, observation, visit
 
 
 @dataclass(frozen=True)
@@ -171,3 +192,110 @@ def unit_of(text: object) -> u.UnitBase | None:
     except (ValueError, TypeError):
         return None
     return unit**2 if squared else unit
+
+
+# ------------------------------------------------------------------------------------------------
+# What the primary header says
+
+
+def position_unit(primary: fits.Header, layout: NipsLayout, where: str) -> tuple[str, str]:
+    """What positions count, and what says so."""
+    text = str(primary.get("SLITYUNI") or "").strip().lower()
+    if text and text not in POSITION_UNITS:
+        raise InputFileError(
+            "unknown unit of positions along the slit",
+            where=where,
+            expected="SLITYUNI of " + " or ".join(POSITION_UNITS).upper(),
+            found=text.upper(),
+        )
+    if text:
+        return text, "SLITYUNI"
+    mode = str(primary.get("MODE") or "MOS").strip().upper()
+    return (layout.position_unit, "layout") if mode == "MOS" else ("slit", f"MODE {mode}")
+
+
+def configuration(primary: fits.Header, where: str) -> str:
+    grating, filter_ = (
+        str(first_given(primary.get(a), primary.get(b), "")).strip()
+        for a, b in (("GWA_POS", "GRATING"), ("FWA_POS", "FILTER"))
+    )
+    if not grating:
+        raise InputFileError(
+            "unknown disperser", where=where, expected="GWA_POS", found="no such keyword"
+        )
+    return configuration_name(grating, filter_)
+
+
+def slit_coords(path: Path, primary: fits.Header, layout: NipsLayout, where: str) -> dict[str, Any]:
+    """Slit coordinates from header keywords; what no keyword tells is left out."""
+    casts: dict[str, Callable[[Any], Any]] = {"i": int, "f": float, "f4": float, "b": bool}
+    out: dict[str, Any] = {}
+    for name, (kind, unknown, _) in SLIT_COORDS.items():
+        value = first_given(*(primary.get(k) for k in layout.keywords.get(name, ())), None)
+        try:
+            out[name] = unknown if value is None else casts.get(kind, _text)(value)
+        except (TypeError, ValueError) as error:
+            raise InputFileError(
+                f"unreadable {name}",
+                where=where,
+                expected="a number in " + " or ".join(layout.keywords[name]),
+                found=value,
+            ) from error
+    identifier = str(primary.get("OBS_ID") or "").strip()
+    observed = _OBS_ID.match(identifier)
+    visit = [str(primary.get(k) or "").strip() for k in ("PROGRAM", "OBSERVTN", "VISIT")]
+    if observed and not all(visit):
+        visit = list(observed.groups())
+    out["program"] = out["program"] or visit[0]
+    out["visit"] = out["visit"] or "".join(visit)
+    out["exposure"] = out["exposure"] or _exposure(path, primary, identifier)
+    if (
+        out["slitlet"] < 0
+        and min(out[k] for k in ("quadrant", "shutter_row", "shutter_column")) > 0
+    ):
+        # No number of the slitlet, but its shutter: that is one of a kind too.
+        rows, columns = _MSA_SHAPE
+        shutter = (out["shutter_column"] - 1) * rows + out["shutter_row"]
+        out["slitlet"] = (out["quadrant"] - 1) * rows * columns + shutter
+    if "BKG" in out["source_name"].upper() or "BACKGROUND" in out["source_name"].upper():
+        out["is_background"] = True
+    if np.isnan(out["mjd"]):
+        out["mjd"] = _middle(primary)
+    return out
+
+
+def _text(value: object) -> str:
+    return str(value).strip()
+
+
+def _exposure(path: Path, primary: fits.Header, identifier: str) -> str:
+    """Name of the exposure, the same as in STScI's products where the file has that."""
+    for text in (identifier, str(primary.get("FILENAME", "")), path.name):
+        name = _JW_NAME.search(text)
+        if name:
+            return name[1]
+    number = first_given(primary.get("EXP_ID"), primary.get("EXPOSURE"), None)
+    return (f"{identifier}_{number}" if number is not None else identifier) or path.stem
+
+
+def _middle(primary: fits.Header) -> float:
+    """Middle of the exposure (MJD) from the times it began and ended."""
+    keys = (("DATE-OBS", "TIME-OBS"), ("DATE-END", "TIME-END"))
+    texts = [f"{primary.get(day, '')}T{primary.get(time, '')}" for day, time in keys]
+    try:
+        return float(np.mean(Time(texts, format="isot").mjd))
+    except ValueError:
+        return float("nan")
+
+
+def first_pixel(header: fits.Header, shape: tuple[int, int], turned: bool) -> dict[str, int]:
+    """Detector column and row of the cut-out's first pixel, from 0, as STScI's products count."""
+    out = {}
+    for axis, name, size in ((1, "x_start", shape[1]), (2, "y_start", shape[0])):
+        if f"CRPIX{axis}" not in header:
+            return {}
+        # The world coordinate is the detector pixel, from 1.
+        step = header.get(f"CDELT{axis}", 1.0)
+        start = header.get(f"CRVAL{axis}", 0.0) + (1 - header[f"CRPIX{axis}"]) * step - 1
+        out[name] = round(_DETECTOR_SIZE - start - size if turned else start)
+    return out

@@ -5,8 +5,7 @@ Opening reads headers. Pixels are read by offset when they are asked for.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,30 +14,25 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from astropy.io import fits
-from astropy.time import Time
 from astropy.units import um
 from numpy.typing import NDArray
 
 from ..errors import InputFileError
-from ..schema import SLIT_COORDS, configuration_name
-from .fits import (
-    Hdu,
-    by_configuration,
-    first_given,
-    hdu_table,
-    lazy_dataset,
-    read_bytes,
-    scan_files,
+from .fits import Hdu, by_configuration, hdu_table, lazy_dataset, read_bytes, scan_files
+from .layout import (
+    POSITION_UNITS,
+    NipsLayout,
+    configuration,
+    first_pixel,
+    position_unit,
+    respelled,
+    slit_coords,
+    unit_of,
 )
-from .layout import POSITION_UNITS, NipsLayout, respelled, unit_of
 
 __all__ = ["NipsLayout", "NipsSource", "dataset", "is_nips", "open_slits", "scan_file"]
 
 _ROLES = ("flux", "quality", "variance", "wavelength", "position", "read_variance")
-_DETECTOR_SIZE = 2048  # columns and rows
-_MSA_SHAPE = (365, 171)  # shutters of a quadrant along and across dispersion
-_JW_NAME = re.compile(r"(jw\d{11}_\d{5}_\d{5})")
-_OBS_ID = re.compile(r"V(\d{5})(\d{3})(\d{3})P")  # programme, observation, visit
 
 
 @dataclass(frozen=True)
@@ -172,7 +166,7 @@ def _slit_source(
     header = found["flux"].header
     shape = (int(header.get("NAXIS2", 0)), int(header.get("NAXIS1", 0)))
     turned = detector in layout.turned
-    position_unit, said_by = _position_unit(primary, layout, where)
+    unit, said_by = position_unit(primary, layout, where)
     return NipsSource(
         path=str(path.resolve()),
         shape=shape,
@@ -180,16 +174,16 @@ def _slit_source(
         turned=turned,
         outside=layout.outside,
         to_um=_to_um(found["wavelength"].header, layout, where),
-        pitch=POSITION_UNITS.get(position_unit, 1.0),
-        position_unit=f"{position_unit} ({said_by})",
+        pitch=POSITION_UNITS.get(unit, 1.0),
+        position_unit=f"{unit} ({said_by})",
         coords={
-            **_coords(path, primary, layout, where),
-            **_first_pixel(header, shape, turned),
+            **slit_coords(path, primary, layout, where),
+            **first_pixel(header, shape, turned),
             "detector": detector,
             "filename": path.name,
         },
         units=_flux_unit(found, layout, where),
-        configuration=_configuration(primary, where),
+        configuration=configuration(primary, where),
     )
 
 
@@ -213,7 +207,7 @@ def _plane(hdu: Hdu, role: str, shape: tuple[int, int], where: str) -> Plane:
 
 
 def _flux_unit(found: dict[str, Hdu], layout: NipsLayout, where: str) -> str:
-    text = str(found["flux"].header.get("BUNIT", "")).strip()
+    text = str(found["flux"].header.get("BUNIT") or "").strip()
     unit = unit_of(text) if text else None
     if unit is None or not any(unit.is_equivalent(unit_of(t)) for t in layout.flux_units):
         raise InputFileError(
@@ -221,7 +215,7 @@ def _flux_unit(found: dict[str, Hdu], layout: NipsLayout, where: str) -> str:
             where=where,
             expected="BUNIT of " + ", ".join(layout.flux_units),
             found=text or "no BUNIT",
-            remedy="leave slit losses as of a uniform source, and then accept the unit by "
+            remedy="correct slit losses as for uniform light, and then accept the unit by "
             "NipsLayout(flux_units=...)",
         )
     for role in ("variance", "read_variance"):
@@ -248,109 +242,6 @@ def _to_um(header: fits.Header, layout: NipsLayout, where: str) -> float:
             remedy="give it by NipsLayout(wavelength_unit=...)",
         )
     return float(unit.to(um))
-
-
-def _position_unit(primary: fits.Header, layout: NipsLayout, where: str) -> tuple[str, str]:
-    """What positions count, and what says so."""
-    text = str(primary.get("SLITYUNI", "")).strip().lower()
-    if text and text not in POSITION_UNITS:
-        raise InputFileError(
-            "unknown unit of positions along the slit",
-            where=where,
-            expected="SLITYUNI of " + " or ".join(POSITION_UNITS).upper(),
-            found=text.upper(),
-        )
-    if text:
-        return text, "SLITYUNI"
-    mode = str(primary.get("MODE", "MOS")).strip().upper()
-    return (layout.position_unit, "layout") if mode == "MOS" else ("slit", f"MODE {mode}")
-
-
-def _configuration(primary: fits.Header, where: str) -> str:
-    grating, filter_ = (
-        str(first_given(primary.get(a), primary.get(b), "")).strip()
-        for a, b in (("GWA_POS", "GRATING"), ("FWA_POS", "FILTER"))
-    )
-    if not grating:
-        raise InputFileError(
-            "unknown disperser", where=where, expected="GWA_POS", found="no such keyword"
-        )
-    return configuration_name(grating, filter_)
-
-
-def _coords(path: Path, primary: fits.Header, layout: NipsLayout, where: str) -> dict[str, Any]:
-    """Slit coordinates from header keywords; what no keyword tells is left out."""
-    casts: dict[str, Callable[[Any], Any]] = {"i": int, "f": float, "f4": float, "b": bool}
-    out: dict[str, Any] = {}
-    for name, (kind, unknown, _) in SLIT_COORDS.items():
-        value = first_given(*(primary.get(k) for k in layout.keywords.get(name, ())))
-        try:
-            out[name] = unknown if value is None else casts.get(kind, _text)(value)
-        except (TypeError, ValueError) as error:
-            raise InputFileError(
-                f"unreadable {name}",
-                where=where,
-                expected="a number in " + " or ".join(layout.keywords[name]),
-                found=value,
-            ) from error
-    identifier = str(primary.get("OBS_ID", "")).strip()
-    observed = _OBS_ID.match(identifier)
-    visit = [str(primary.get(k, "")).strip() for k in ("PROGRAM", "OBSERVTN", "VISIT")]
-    if observed and not all(visit):
-        visit = list(observed.groups())
-    out["program"] = out["program"] or visit[0]
-    out["visit"] = out["visit"] or "".join(visit)
-    out["exposure"] = out["exposure"] or _exposure(path, primary, identifier)
-    if (
-        out["slitlet"] < 0
-        and min(out[k] for k in ("quadrant", "shutter_row", "shutter_column")) > 0
-    ):
-        # No number of the slitlet, but its shutter: that is one of a kind too.
-        rows, columns = _MSA_SHAPE
-        shutter = (out["shutter_column"] - 1) * rows + out["shutter_row"]
-        out["slitlet"] = (out["quadrant"] - 1) * rows * columns + shutter
-    if "BKG" in out["source_name"].upper() or "BACKGROUND" in out["source_name"].upper():
-        out["is_background"] = True
-    if np.isnan(out["mjd"]):
-        out["mjd"] = _middle(primary)
-    return out
-
-
-def _text(value: object) -> str:
-    return str(value).strip()
-
-
-def _exposure(path: Path, primary: fits.Header, identifier: str) -> str:
-    """Name of the exposure, the same as in STScI's products where the file has that."""
-    for text in (identifier, str(primary.get("FILENAME", "")), path.name):
-        name = _JW_NAME.search(text)
-        if name:
-            return name[1]
-    number = first_given(primary.get("EXP_ID"), primary.get("EXPOSURE"))
-    return (f"{identifier}_{number}" if number is not None else identifier) or path.stem
-
-
-def _middle(primary: fits.Header) -> float:
-    """Middle of the exposure (MJD) from the times it began and ended."""
-    keys = (("DATE-OBS", "TIME-OBS"), ("DATE-END", "TIME-END"))
-    texts = [f"{primary.get(day, '')}T{primary.get(time, '')}" for day, time in keys]
-    try:
-        return float(np.mean(Time(texts, format="isot").mjd))
-    except ValueError:
-        return float("nan")
-
-
-def _first_pixel(header: fits.Header, shape: tuple[int, int], turned: bool) -> dict[str, int]:
-    """Detector column and row of the cut-out's first pixel, from 0, as STScI's products count."""
-    out = {}
-    for axis, name, size in ((1, "x_start", shape[1]), (2, "y_start", shape[0])):
-        if f"CRPIX{axis}" not in header:
-            return {}
-        # The world coordinate is the detector pixel, from 1.
-        step = header.get(f"CDELT{axis}", 1.0)
-        start = header.get(f"CRVAL{axis}", 0.0) + (1 - header[f"CRPIX{axis}"]) * step - 1
-        out[name] = round(_DETECTOR_SIZE - start - size if turned else start)
-    return out
 
 
 # ------------------------------------------------------------------------------------------------

@@ -29,7 +29,9 @@ __all__ = [
     "Problem",
     "chi2_by_group",
     "choose",
+    "covered",
     "dense",
+    "no_solution",
     "normal_equations",
     "pixel_mean",
     "scores_of",
@@ -114,10 +116,38 @@ class Problem:
         """``(group, span, 4, 4)`` Gram matrices of the powers of t."""
         return hankel(self.moments[..., :7])
 
+    @cached_property
+    def constrained(self) -> NDArray[np.bool_]:
+        """``(span,)``, where the pixels say something."""
+        return covered(self.count.sum(axis=0))
+
+    @cached_property
+    def constrained_without(self) -> NDArray[np.bool_]:
+        """``(group, span)``, where the pixels of the other groups say something."""
+        return np.array([covered(self.count.sum(axis=0) - c) for c in self.count])
+
+    @cached_property
+    def scored(self) -> Problem:
+        """The pixels that held-out fits are scored on: those where the others have pixels."""
+        inside = self.constrained_without
+        if inside[self.count > 0].all():
+            return self
+        moments = np.where(inside[..., None], self.moments, 0.0)
+        return Problem(self.grid, moments, np.where(inside, self.count, 0), self.scale)
+
     @property
     def groups(self) -> NDArray[np.int64]:
         """Groups that have pixels."""
         return np.flatnonzero(self.count.sum(axis=1))
+
+
+def covered(count: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Spans between the first and the last with pixels, with enough of them about."""
+    filled = np.flatnonzero(count)
+    inside = np.zeros(count.size, dtype=np.bool_)
+    if filled.size:
+        inside[filled[0] : filled[-1] + 1] = True
+    return inside & (np.convolve(count, np.ones(9), "same") >= 4)
 
 
 @dataclass
@@ -134,6 +164,8 @@ class Fitted:
         ``(span, 4)``, standard error of ``expected`` at `ERROR_NODES`, for unit variance scale.
     heldout
         ``(group, span, 4)``, S fitted without each group; empty where there is only one.
+    heldout_error
+        ``(group, span, 4)``, its standard error.
     coefficient, covariance
         Of the model's own parameters, for unit variance scale.
     dof
@@ -150,6 +182,7 @@ class Fitted:
     expected: Array
     sky_error: Array
     heldout: Array
+    heldout_error: Array
     coefficient: Array
     covariance: Array
     dof: float
@@ -264,18 +297,19 @@ def chi2_by_group(polynomial: Array, problem: Problem) -> Array:
 def scores_of(problem: Problem, chi2: float, dof: float, heldout: Array | None) -> dict:
     """Information criteria, and the held-out score: chi2 a pixel of groups left out of the fit."""
     n = problem.n_pixels
+    chi2 = max(chi2, np.finfo(float).tiny)
     row = {
         "dof": dof,
         "chi2": chi2,
-        "gcv": n * chi2 / (n - dof) ** 2,
+        "gcv": n * chi2 / max(n - dof, 1e-6) ** 2,
         "aicc": n * np.log(chi2 / n) + 2 * dof + 2 * dof * (dof + 1) / max(n - dof - 1, 1),
         "bic": n * np.log(chi2 / n) + dof * np.log(n),
         "heldout": np.nan,
         "heldout_se": np.nan,
     }
     if heldout is not None:
-        groups = problem.groups
-        counts = problem.count.sum(axis=1)[groups]
+        groups = problem.scored.groups
+        counts = problem.scored.count.sum(axis=1)[groups]
         each = heldout[groups] / counts
         row["heldout"] = heldout[groups].sum() / counts.sum()
         row["by_group"] = each
@@ -301,6 +335,18 @@ def choose(table: list[dict], criterion: str | None = None) -> int:
             # Slits differ far more than models do: what counts is the difference on the same slits.
             row["heldout_se"] = (each - reference).std(ddof=1) / np.sqrt(each.size)
     return best
+
+
+def no_solution(what: str) -> FitError:
+    """The error of a system without a finite solution."""
+    return FitError(
+        "the model cannot be fitted to these pixels",
+        where=what,
+        expected="a solution with finite coefficients",
+        found="a singular system, or values that are not finite",
+        remedy="use the B-spline, a stronger penalty or a lower degree; a log-polynomial needs a "
+        "sky that is positive",
+    )
 
 
 def too_few_pixels(n_pixels: int, needed: int, what: str) -> FitError:

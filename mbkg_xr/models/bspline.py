@@ -20,6 +20,7 @@ from .basis import (
     Problem,
     choose,
     dense,
+    no_solution,
     normal_equations,
     pixel_mean,
     scores_of,
@@ -44,8 +45,9 @@ class BSpline:
     spacing
         Knot distance in detector pixels, or None to choose among `spacings`.
     penalty
-        Relative weight of the penalty, or None to choose among `penalties`. 1 makes the penalty's
-        trace equal to that of the normal equations.
+        Weight of the penalty, or None to choose among `penalties`. Second differences of the
+        coefficients count in units of what the data tell of them: 1 makes a difference of one
+        standard deviation cost as much as a pixel that is off by one.
     spacings, penalties
         The candidates.
 
@@ -63,13 +65,17 @@ class BSpline:
     log_data: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        if not self._spacings or not self._penalties:
+            raise ParameterError(
+                "no candidate", expected="at least one spacing and one penalty", found="none"
+            )
         for spacing in self._spacings:
             if int(spacing) != spacing or spacing < 1:
                 raise ParameterError(
                     "unusable knot spacing", expected="whole detector pixels >= 1", found=spacing
                 )
         for penalty in self._penalties:
-            if not penalty > 0:
+            if not (penalty > 0 and np.isfinite(penalty)):
                 raise ParameterError(
                     "unusable penalty", expected="a positive number", found=penalty
                 )
@@ -84,7 +90,8 @@ class BSpline:
 
     def provisional(self) -> BSpline:
         """A few candidates only, enough to clip by."""
-        return replace(self, spacings=self.spacings[1::3], penalties=self.penalties[2::3])
+        few = self.spacings[1::3] or self.spacings, self.penalties[2::3] or self.penalties
+        return replace(self, spacings=few[0], penalties=few[1])
 
     def expected(self, polynomial: Array) -> Array:
         """Mean of the spline over one detector pixel."""
@@ -108,10 +115,17 @@ class BSpline:
                 table.append({"label": f"{spacing} px, {penalty:.0e}", **row, **solved})
                 keep.append((system, spacing, penalty))
         if not keep:
-            smallest = 3 + max(1, round((last - first) / max(self._spacings)))
+            if _smallest_basis(first, last, self._spacings) <= problem.n_pixels:
+                raise no_solution("B-spline")
+            smallest = _smallest_basis(first, last, self._spacings)
             raise too_few_pixels(problem.n_pixels, smallest, "B-spline")
         system, spacing, penalty = keep[choose(table)]
         return system.finish(penalty, {"spacing": float(spacing), "penalty": penalty}, table)
+
+
+def _smallest_basis(first: int, last: int, spacings: tuple[int, ...]) -> int:
+    """Coefficients of the coarsest candidate."""
+    return 3 + max(1, round((last - first) / max(spacings)))
 
 
 def _bspline_basis(grid: SpanGrid, first: int, last: int, spacing: int) -> tuple[Array, Basis]:
@@ -153,6 +167,7 @@ class _SplineSystem:
     knots: Array
     bands: Array
     rhs: Array
+    scored: tuple[Array, Array]
     penalty_bands: Array
 
     @classmethod
@@ -165,6 +180,9 @@ class _SplineSystem:
         )
         zero = np.zeros((problem.grid.size, 4))
         bands, rhs = normal_equations(averaged, problem, zero)
+        scored = (bands, rhs)
+        if problem.scored is not problem:
+            scored = normal_equations(averaged, problem.scored, zero)
         # Second differences count in units of what the data can tell there, so that the noisy end
         # of the spectrum is smoothed as hard, in its own errors, as the rest; never in units of
         # the flux, whose noise would become part of the model.
@@ -178,7 +196,7 @@ class _SplineSystem:
                 i = np.arange(k - 2) + a
                 product = difference[a] * difference[a + d]
                 np.add.at(penalty[d], i, product * weight[i] * weight[i + d])
-        return cls(problem, basis, averaged, knots, bands, rhs, penalty)
+        return cls(problem, basis, averaged, knots, bands, rhs, scored, penalty)
 
     def solve(self, penalty: float) -> dict | None:
         """Scores with one penalty, None where the system is singular."""
@@ -190,24 +208,25 @@ class _SplineSystem:
             coefficient = cho_solve_banded((factor, True), self.rhs.sum(axis=0))
             heldout = None
             if problem.groups.size > 1:
-                heldout = self._chi2(self._without_each(regular))
+                each = self._without_each(regular)
+                heldout = self._chi2(each, self.problem.scored, *self.scored)
         except np.linalg.LinAlgError:
             return None
         dof = float(np.trace(cho_solve_banded((factor, True), dense(total))))
-        chi2 = float(self._chi2(coefficient).sum())
+        chi2 = float(self._chi2(coefficient, problem, self.bands, self.rhs).sum())
         return scores_of(problem, chi2, dof, heldout)
 
-    def _chi2(self, coefficient: Array) -> Array:
+    def _chi2(self, coefficient: Array, problem: Problem, bands: Array, rhs: Array) -> Array:
         """chi2 of each group, from its own normal equations."""
-        c = np.broadcast_to(coefficient, self.rhs.shape)
-        product = self.bands[:, 0] * c
+        c = np.broadcast_to(coefficient, rhs.shape)
+        product = bands[:, 0] * c
         k = self.basis.size
-        for d in range(1, self.bands.shape[1]):
-            band = self.bands[:, d, : k - d]
+        for d in range(1, bands.shape[1]):
+            band = bands[:, d, : k - d]
             product[:, d:] += band * c[:, : k - d]
             product[:, : k - d] += band * c[:, d:]
-        squares = self.problem.moments[..., 11].sum(axis=1)
-        return squares - 2 * (c * self.rhs).sum(axis=1) + (c * product).sum(axis=1)
+        squares = problem.moments[..., 11].sum(axis=1)
+        return squares - 2 * (c * rhs).sum(axis=1) + (c * product).sum(axis=1)
 
     def _expected(self, coefficient: Array) -> Array:
         return self.averaged.combine(coefficient, self.problem.grid.size)
@@ -224,14 +243,18 @@ class _SplineSystem:
         coefficient = cho_solve_banded((factor, True), self.rhs.sum(axis=0))
         covariance = cho_solve_banded((factor, True), np.eye(self.basis.size))
         n = self.problem.grid.size
-        heldout = np.empty((0, n, 4))
+        heldout, heldout_error = np.empty((0, n, 4)), np.empty((0, n, 4))
         if self.problem.groups.size > 1:
             heldout = np.array([self.basis.combine(c, n) for c in self._without_each(regular)])
+            total, eye = self.bands.sum(axis=0) + regular, np.eye(self.basis.size)
+            covariances = (solve_banded(total - b, eye) for b in self.bands)
+            heldout_error = np.array([self.averaged.standard_error(v, n) for v in covariances])
         return Fitted(
             polynomial=self.basis.combine(coefficient, n),
             expected=self._expected(coefficient),
             sky_error=self.averaged.standard_error(covariance, n),
             heldout=heldout,
+            heldout_error=heldout_error,
             coefficient=coefficient,
             covariance=covariance,
             dof=next(r["dof"] for r in table if r["chosen"]),

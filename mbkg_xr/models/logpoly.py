@@ -19,6 +19,7 @@ from .basis import (
     Problem,
     chi2_by_group,
     choose,
+    no_solution,
     normal_equations,
     pixel_mean,
     scores_of,
@@ -62,9 +63,9 @@ class LogPolynomial:
     def __post_init__(self) -> None:
         if self.method not in ("link", "seed"):
             raise ParameterError("unknown method", expected="'link' or 'seed'", found=self.method)
-        for degree in (self.max_degree, 1 if self.degree is None else self.degree):
-            if int(degree) != degree or not 0 <= degree <= 40:
-                raise ParameterError("unusable degree", expected="0 ... 40", found=degree)
+        degree, least = (self.max_degree, 1) if self.degree is None else (self.degree, 0)
+        if int(degree) != degree or not least <= degree <= 40:
+            raise ParameterError("unusable degree", expected=f"{least} ... 40", found=degree)
 
     @property
     def name(self) -> str:
@@ -92,7 +93,12 @@ class LogPolynomial:
         system = _LogSystem(problem, self.log_data)
         table, solutions = [], []
         for degree in degrees:
-            coefficient, scores = system.solve(degree)
+            try:
+                coefficient, scores = system.solve(degree)
+            except (np.linalg.LinAlgError, ValueError) as error:
+                if solutions:
+                    break  # higher degrees are no better conditioned
+                raise no_solution(f"log-polynomial of degree {degree}") from error
             label = {"label": f"degree {degree}", "degree": float(degree)}
             table.append({**label, "spacing": np.nan, "penalty": np.nan, **scores})
             solutions.append(coefficient)
@@ -169,7 +175,8 @@ class _LogSystem:
         heldout = None
         if problem.groups.size > 1:
             heldout = chi2_by_group(
-                np.array([self._model(c) for c in self._without_each(coefficient)]), problem
+                np.array([self._model(c) for c in self._without_each(coefficient)[0]]),
+                problem.scored,
             )
         return coefficient, scores_of(problem, chi2, float(degree + 1), heldout)
 
@@ -191,42 +198,50 @@ class _LogSystem:
         ridge[0] = 1e-13 * bands[0].max()
         return solve_banded(bands + ridge, rhs)
 
-    def _without_each(self, coefficient: Array) -> Array:
-        """Coefficients without each group: one Gauss-Newton step from the common solution."""
+    def _without_each(self, coefficient: Array) -> tuple[Array, Array]:
+        """Coefficients without each group, and their covariances.
+
+        By one Gauss-Newton step from the common solution.
+        """
         _, bands, rhs = self._step(coefficient, self.problem)
         total, right = bands.sum(axis=0), rhs.sum(axis=0)
-        return np.array(
-            [
-                coefficient + self._regular_solve(total - b, right - r)
-                for b, r in zip(bands, rhs, strict=True)
-            ]
-        )
+        eye = np.eye(coefficient.size)
+        each = zip(bands, rhs, strict=True)
+        solved = [
+            self._regular_solve(total - b, np.column_stack([right - r, eye])) for b, r in each
+        ]
+        return np.array([coefficient + x[:, 0] for x in solved]), np.array([x[:, 1:] for x in solved])
 
     def finish(self, coefficient: Array, table: list[dict]) -> Fitted:
         n = self.problem.grid.size
         polynomial = self._sky(coefficient)
         basis, bands, _ = self._step(coefficient, self.problem.total)
         covariance = self._regular_solve(bands[0], np.eye(coefficient.size))
-        error = basis.standard_error(covariance, n)
-        expected = polynomial
+        # The seed's moments are of ln flux with unit weights: scale to relative errors, and to flux.
+        variance = 1.0
         if self.log_data:
-            # The moments are of ln flux with unit weights: scale to relative errors, then to flux.
-            variance = next(r["chi2"] for r in table if r["chosen"]) / self.problem.n_pixels
-            covariance = covariance * variance
+            chi2 = next(r["chi2"] for r in table if r["chosen"])
+            variance = chi2 / self.problem.n_pixels
+        level = 1.0
+        if self.log_data:
             level = polynomial @ np.vander(ERROR_NODES, 4, increasing=True).T
-            error = np.sqrt(variance) * error * level
-        else:
-            expected = pixel_mean(polynomial)
-        heldout = np.empty((0, n, 4))
+
+        def error(matrix: Array) -> Array:
+            return np.sqrt(variance) * basis.standard_error(matrix, n) * level
+
+        heldout, heldout_error = np.empty((0, n, 4)), np.empty((0, n, 4))
         if self.problem.groups.size > 1:
-            heldout = np.array([self._sky(c) for c in self._without_each(coefficient)])
+            coefficients, covariances = self._without_each(coefficient)
+            heldout = np.array([self._sky(c) for c in coefficients])
+            heldout_error = np.array([error(v) for v in covariances])
         return Fitted(
             polynomial=polynomial,
-            expected=expected,
-            sky_error=error,
+            expected=polynomial if self.log_data else pixel_mean(polynomial),
+            sky_error=error(covariance),
             heldout=heldout,
+            heldout_error=heldout_error,
             coefficient=coefficient,
-            covariance=covariance,
+            covariance=covariance * variance,
             dof=float(coefficient.size),
             description={"degree": float(coefficient.size - 1), "low": self.low, "high": self.high},
             table=table,
