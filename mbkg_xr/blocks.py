@@ -58,6 +58,8 @@ def map_slits(
         else da.from_array(a, chunks=(chunks[0], -1, -1))
         for a in shaped
     ]
+    # What is large travels once, not with every task.
+    shared = {k: v if _is_small(v) else dask.delayed(v, traverse=False) for k, v in kwargs.items()}
     extra: dict[str, Any] = {}
     if outputs is not None:
         chunks = (*chunks, (outputs,))
@@ -69,8 +71,12 @@ def map_slits(
         chunks=chunks,
         meta=np.empty((0,) * len(chunks), dtype),
         **extra,
-        **kwargs,
+        **shared,
     )
+
+
+def _is_small(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str) or getattr(value, "nbytes", 1 << 20) < 1024
 
 
 def reduce_blocks(

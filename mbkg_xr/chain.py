@@ -17,7 +17,7 @@ from .io.store import create_store, finish, open_store, write_group
 from .models import BSpline, LogPolynomial
 from .report import write_report
 from .residuals import compare, residuals
-from .schema import SHUTTER_CENTRES
+from .schema import SHUTTER_CENTRES, refuse_subtracted
 from .select import Windows, select_background
 from .subtract import subtract, subtract_nods
 
@@ -71,8 +71,18 @@ def run(
     -------
     dict of ChainResult
         By configuration.
+
+    Raises
+    ------
+    ParameterError
+        Where `out` is the input.
     """
-    return run_tree(open_program(paths), out, **options)
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if Path(out).resolve() in [Path(p).resolve() for p in given]:
+        raise ParameterError(
+            "the result would replace the input", where=str(out), remedy="choose another --out"
+        )
+    return run_tree(open_program(given), out, **options)
 
 
 def run_tree(
@@ -82,6 +92,8 @@ def run_tree(
     model: str | BSpline | LogPolynomial = "bspline",
     yrel: Windows = SHUTTER_CENTRES,
     exclude: Sequence[str] | None = None,
+    median_window: int | None = 15,
+    median_apply: bool = False,
     slits: str | Sequence[int] = "all",
     leave_out: str = "slit",
     bad_slits: str = "raise",
@@ -100,7 +112,7 @@ def run_tree(
         its name when it is complete.
     model
         ``"bspline"``, ``"logpoly"``, ``"seed"``, or a model.
-    yrel, exclude, slits
+    yrel, exclude, median_window, median_apply, slits
         As for `select_background`.
     leave_out, bad_slits
         As for `fit_master`.
@@ -127,12 +139,27 @@ def run_tree(
         model = MODELS[model]()
     say = on_step or (lambda text: None)
     datasets = _slit_datasets(tree)
+    if report is not None and Path(out).resolve() in (p := Path(report).resolve(), *p.parents):
+        raise ParameterError(
+            "the report would lie inside the store",
+            where=str(report),
+            expected=f"a directory outside {out}",
+            found=str(report),
+        )
+    selections: dict[str, xr.Dataset] = {}
     tables: dict[str, pd.DataFrame] = {}
     with create_store(out, overwrite=overwrite) as staging:
         for name, ds in datasets.items():
             say(f"{name}: reading")
             ds = ds.persist() if ds.nbytes <= _KEEP else ds
-            selected = select_background(ds, yrel=yrel, exclude=exclude, slits=slits)
+            selected = select_background(
+                ds,
+                yrel=yrel,
+                exclude=exclude,
+                median_window=median_window,
+                median_apply=median_apply,
+                slits=slits,
+            )
             master = fit_master(
                 selected,
                 model=model,
@@ -143,30 +170,34 @@ def run_tree(
             say(f"{name}: subtracting")
             write_group(residuals(subtract(selected, master)), staging, name)
             write_group(master, staging, f"{name}/master")
-            result = open_store(staging)[name].to_dataset()
             say(f"{name}: residuals")
-            # The store already holds the geometry: reading it is cheaper than making it anew.
-            geometry = {k: result[k] for k in ("wavelength", "yrel")}
-            selected = selected.assign_coords(geometry)
-            nods = residuals(subtract_nods(selected))
-            held = None
-            if "heldout_polynomial" in master:
-                held = residuals(subtract(selected, master, heldout=True))
-            tables[name] = compare(result, nods, heldout=held)
-            if report is not None:
-                say(f"{name}: figures")
-                folder = Path(report) if len(datasets) == 1 else Path(report) / name
-                write_report(
-                    result, master, folder, nods=nods, heldout=held, table=tables[name], name=name
-                )
+            result = open_store(staging)[name].to_dataset()
+            tables[name] = compare(result, **_others(selected, master, result))
+            selections[name] = selected
         finish(staging)
     saved = open_store(out)
-    return {
-        name: ChainResult(
-            saved[name].to_dataset(), saved[f"{name}/master"].to_dataset(), tables[name]
-        )
-        for name in datasets
-    }
+    results = {}
+    for name, selected in selections.items():
+        result, master = saved[name].to_dataset(), saved[f"{name}/master"].to_dataset()
+        results[name] = ChainResult(result, master, tables[name])
+        if report is not None:
+            say(f"{name}: figures")
+            folder = Path(report) if len(datasets) == 1 else Path(report) / name
+            others = _others(selected, master, result)
+            write_report(result, master, folder, **others, table=tables[name], name=name)
+    return results
+
+
+def _others(
+    selected: xr.Dataset, master: xr.Dataset, result: xr.Dataset
+) -> dict[str, xr.Dataset | None]:
+    """Residuals of nods, and of slits held out of the fit."""
+    # The store already holds the geometry: reading it is cheaper than making it anew.
+    selected = selected.assign_coords({k: result[k] for k in ("wavelength", "yrel")})
+    held = None
+    if "heldout_polynomial" in master:
+        held = residuals(subtract(selected, master, heldout=True))
+    return {"nods": residuals(subtract_nods(selected)), "heldout": held}
 
 
 def _prefixed(say: Callable[[str], None], name: str) -> Callable[[str], None]:
@@ -181,13 +212,6 @@ def _slit_datasets(tree: xr.DataTree | Mapping[str, xr.Dataset]) -> dict[str, xr
         nodes = dict(tree)
     if not nodes:
         raise DatasetError("no configuration to work on", expected="at least one slit dataset")
-    done = [name for name, ds in nodes.items() if "background" in ds]
-    if done:
-        raise DatasetError(
-            "the background is already subtracted",
-            where=done[0],
-            expected="slits as calibrated",
-            found="a result of an earlier run",
-            remedy="run on the products or the store they were ingested to",
-        )
+    for ds in nodes.values():
+        refuse_subtracted(ds)
     return nodes

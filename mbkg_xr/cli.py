@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +33,22 @@ class _Group(click.Group):
     """Turns the package's own errors into one line and exit status 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except MbkgError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(2)
+        # Told to stop, clean up as after any other error: nothing half-written stays.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: ctx.exit(143))
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except MbkgError as error:
+                click.echo(f"error: {error}", err=True)
+                ctx.exit(2)
+
+
+def _show_warning(message: Any, category: Any, *where: Any, **more: Any) -> None:
+    """Show the package's warnings as one line; those of libraries are for developers."""
+    if category is UserWarning:
+        click.echo(f"warning: {message}", err=True)
 
 
 @click.group(cls=_Group)
@@ -74,6 +88,11 @@ class _Window(click.ParamType):
 )
 @click.option("--exclude", help="Quality flags that exclude a pixel, separated by commas.")
 @click.option(
+    "--median-window", default=15, show_default=True,
+    help="Window in pixels of the median filter that finds outliers; 0 does without.",
+)  # fmt: skip
+@click.option("--median-apply", is_flag=True, help="Replace outliers instead of leaving them out.")
+@click.option(
     "--slits", default="all", show_default=True,
     help="all, background, or slitlet numbers separated by commas.",
 )  # fmt: skip
@@ -91,20 +110,24 @@ def run_command(
     model: str,
     yrel: tuple[tuple[float, float], ...],
     exclude: str | None,
+    median_window: int,
+    median_apply: bool,
     slits: str,
     leave_out: str,
     skip_bad_slits: bool,
     as_json: bool,
     overwrite: bool,
 ) -> None:
-    """Run the whole chain on INPUTS: STScI slit products or a Zarr store."""
+    """Run the whole chain on INPUTS: STScI or NIPS slit products, or a Zarr store."""
     with show_progress(Console(stderr=True)) as say:
         results = run(
             inputs,
             out,
             model=model,
             yrel=yrel or SHUTTER_CENTRES,
-            exclude=exclude.split(",") if exclude else None,
+            exclude=None if exclude is None else [f for f in exclude.split(",") if f.strip()],
+            median_window=median_window or None,
+            median_apply=median_apply,
             slits=_slits(slits),
             leave_out=leave_out,
             bad_slits="skip" if skip_bad_slits else "raise",
@@ -131,7 +154,7 @@ def _slits(text: str) -> str | list[int]:
 @click.option("--seed", default=1, show_default=True, help="Seed of the simulation.")
 @_model
 @_json
-@_overwrite
+@click.option("--overwrite/--no-overwrite", default=True, help="Replace an earlier demo.")
 def demo(out: str, seed: int, model: str, as_json: bool, overwrite: bool) -> None:
     """Simulate a small programme, run the whole chain on it, and hold the result to the truth."""
     folder = Path(out)

@@ -6,6 +6,7 @@ residuals and noise sums (`mbkg_xr.moments`). Between passes everything happens 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .errors import DatasetError, FitError, ParameterError, SelectionError
+from .histograms import histogram_quantiles
 from .master import build_master
 from .models import BSpline, Fitted, LogPolynomial, Problem
 from .moments import (
@@ -24,11 +26,11 @@ from .moments import (
     accumulate,
     median_start,
 )
-from .schema import SLIT_IDENTITY, validate
+from .schema import SLIT_IDENTITY, refuse_subtracted, validate
 from .select import why_empty
 from .spans import SpanGrid, span_grid
 
-__all__ = ["fit_master", "histogram_quantiles"]
+__all__ = ["fit_master"]
 
 Array = NDArray[np.float64]
 
@@ -36,6 +38,8 @@ _MAX_GROUPS = 64
 _BIN_PIXELS = 200  # a running centre from fewer pixels than this is noise
 _CHOOSE_PASS = 3  # the model is chosen among all candidates in this pass, then kept
 _USUAL = 3.0  # pixels with errors beyond this many medians say nothing of the usual noise
+_FAR = 3.0  # a scatter this many times the error, or its inverse, is not what the errors say
+_RESCALINGS = 8
 _CONVERGED = 0.02  # change of the master between passes, in units of its standard error
 
 
@@ -110,6 +114,10 @@ def fit_master(
     """
     validate(ds)
     model = BSpline() if model is None else model
+    if not isinstance(model, BSpline | LogPolynomial):
+        raise ParameterError(
+            "not a model", expected="BSpline(...) or LogPolynomial(...)", found=repr(model)
+        )
     _check_parameters(ds, clip, max_passes, bad_slits)
     grid = span_grid(ds) if grid is None else grid
     ds = _kept(_per_unit_sky(ds), memory)
@@ -121,6 +129,13 @@ def fit_master(
     say("noise")
     sums = accumulate(ds, grid, state, groups, len(group_names))
     _check_slits(ds, sums, bad_slits)
+    for _ in range(_RESCALINGS):
+        factor = _scatter(sums)
+        if 1 / _FAR < factor < _FAR or sums.pixels[:, 0].sum() < _BIN_PIXELS:
+            break
+        # Errors so far from the scatter that the histogram of z cannot hold it.
+        state = replace(state, unit=state.unit * float(np.clip(factor, 0.05, 20)))
+        sums = accumulate(ds, grid, state, groups, len(group_names))
     state = _next_state(state, sums, clip, state.model)
 
     history: list[dict] = []
@@ -141,8 +156,8 @@ def fit_master(
         if number == _CHOOSE_PASS:
             table = fitted.table
             current = _fixed(model, fitted)
-        change = _change(previous, fitted)
-        scatter = _scatter(sums)
+        scatter = _scatter(sums) * state.unit
+        change = _change(previous, fitted) / scatter
         history.append(
             {
                 "selected": int(sums.pixels[:, 0].sum()),
@@ -156,10 +171,12 @@ def fit_master(
         state = _next_state(state, sums, clip, fitted.expected)
     assert fitted is not None
     fitted.table = table
+    _warn(history[-1], state)
     return build_master(
         fitted,
         grid,
-        constrained=_constrained(problem),
+        constrained=problem.constrained,
+        heldout_constrained=problem.constrained_without,
         # The seed's errors come from its own residuals and need no scaling.
         scatter=1.0 if model.log_data else scatter,
         gain=state.gain,
@@ -205,6 +222,7 @@ def _kept(ds: xr.Dataset, memory: int) -> xr.Dataset:
 
 
 def _check_parameters(ds: xr.Dataset, clip: float, max_passes: int, bad_slits: str) -> None:
+    refuse_subtracted(ds)
     if "selected" not in ds:
         raise DatasetError(
             "no pixels are marked as sky",
@@ -259,6 +277,7 @@ def _start(ds: xr.Dataset, grid: SpanGrid, *, log_data: bool) -> tuple[Array, Pa
     state = PassState(
         model,
         gain=np.full(n, np.nan),
+        floor=np.zeros(n),
         centre=np.zeros(n),
         cut=np.full(n, 10.0),
         usual=_USUAL * np.interp(grid.centres, wavelength, error),
@@ -280,7 +299,8 @@ def _next_state(state: PassState, sums: PassSums, clip: float, model: Array) -> 
     width = 1.4826 * 0.5 * (quartiles[:, 2] - quartiles[:, 0])
     width = np.interp(spans, middle[filled], np.maximum(width, 0.1))
     model = np.where(np.isfinite(model), model, state.model)
-    return replace(state, model=model, gain=_photon_gain(sums, n), centre=centre, cut=clip * width)
+    gain, floor = _noise(sums, n)
+    return replace(state, model=model, gain=gain, floor=floor, centre=centre, cut=clip * width)
 
 
 def _merged(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -296,56 +316,29 @@ def _merged(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
     return out
 
 
-def histogram_quantiles(histogram: NDArray, edges: Array, quantiles: tuple[float, ...]) -> Array:
-    """Quantiles of binned values, linear within a bin.
+def _noise(sums: PassSums, n_spans: int) -> tuple[Array, Array]:
+    """Photon variance a unit of flux at the reference exposure time, and read variance, by span.
 
-    Parameters
-    ----------
-    histogram
-        ``(row, len(edges) + 1)`` counts, with underflow first and overflow last.
-    edges
-        Bin edges.
-    quantiles
-        Fractions between 0 and 1.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(row, quantile)``; NaN for rows without counts, the outer edges for what lies past them.
-
-    Examples
-    --------
-    >>> histogram_quantiles(np.array([[0, 2, 2, 0]]), np.array([0.0, 1.0, 2.0]), (0.5,)).tolist()
-    [[1.0]]
-    """
-    outer = np.concatenate([edges[:1], edges, edges[-1:]])
-    out = np.full((histogram.shape[0], len(quantiles)), np.nan)
-    for row, counts in enumerate(histogram):
-        cumulative = np.concatenate([[0], np.cumsum(counts)])
-        if cumulative[-1]:
-            out[row] = np.interp(np.array(quantiles) * cumulative[-1], cumulative, outer)
-    return out
-
-
-def _photon_gain(sums: PassSums, n_spans: int) -> Array:
-    """Photon variance a unit of flux, by span, at the reference exposure time.
-
-    From VAR_POISSON where the product has it. Where not, from the slope of error^2 against flux
-    at fixed wavelength: errors derived from a pixel's own counts follow its own noise.
+    The first is from VAR_POISSON where the product has it. Where not, it is the slope of error^2
+    against flux at fixed wavelength: errors derived from a pixel's own counts follow its own noise.
+    The second is what is left of the mean error^2. It is one number a bin, since error^2 less the
+    photon noise of a pixel's own counts would follow the datum again.
     """
     kernel = np.ones(5)
     n, x, photon, e2, xx, xe = (np.convolve(c, kernel, "same") for c in sums.noise.T)
     with np.errstate(invalid="ignore", divide="ignore"):
-        if sums.noise[:, 2].any():
-            gain = photon / x
-        else:
-            gain = (n * xe - x * e2) / (n * xx - x * x)
-        gain = np.clip(gain, 0, e2 / x)
-    good = np.isfinite(gain) & (x > 0)
-    if not good.any():
-        return np.zeros(n_spans)
+        slope = (n * xe - x * e2) / (n * xx - x * x)
+        gain = np.clip(np.where(photon > 0, photon / x, slope), 0, e2 / x)
+        read = np.maximum(e2 - gain * x, 0.01 * e2) / n
     middle = (np.arange(n.size) + 0.5) * BIN_SPANS
-    return np.interp(np.arange(n_spans) + 0.5, middle[good], gain[good])
+    spans = np.arange(n_spans) + 0.5
+    good = np.isfinite(gain) & np.isfinite(read) & (x > 0)
+    if not good.any():
+        return np.full(n_spans, np.nan), np.zeros(n_spans)
+    return (
+        np.interp(spans, middle[good], gain[good]),
+        np.interp(spans, middle[good], read[good]),
+    )
 
 
 def _fixed(model: BSpline | LogPolynomial, fitted: Fitted) -> BSpline | LogPolynomial:
@@ -375,14 +368,31 @@ def _scatter(sums: PassSums) -> float:
     return float(1.4826 * 0.5 * (high - low))
 
 
-def _constrained(problem: Problem) -> NDArray[np.bool_]:
-    """Spans with enough pixels about them; outside, a master says nothing."""
-    count = problem.count.sum(axis=0)
-    near = np.convolve(count, np.ones(9), "same")
-    first, last = problem.domain
-    inside = np.zeros(count.size, dtype=np.bool_)
-    inside[first:last] = True
-    return inside & (near >= 4)
+def _warn(last: dict, state: PassState) -> None:
+    """Say what a user should know before trusting the master."""
+    if last["change"] >= _CONVERGED:
+        warnings.warn(
+            f"the fit has not converged: it still changed by {last['change']:.2g} of its error in "
+            "the last pass; raise max_passes",
+            stacklevel=3,
+        )
+    if not 1 / _FAR < last["scatter"] < _FAR:
+        warnings.warn(
+            f"the pixels scatter {last['scatter']:.3g} times as much as their errors say: check "
+            "the errors and their units",
+            stacklevel=3,
+        )
+    if last["used"] < 0.9 * last["selected"]:
+        warnings.warn(
+            f"clipping left out {1 - last['used'] / last['selected']:.0%} of the selected pixels",
+            stacklevel=3,
+        )
+    if not np.isfinite(state.gain).any():
+        warnings.warn(
+            "the photon noise could not be told from the data: weights follow the errors as given, "
+            "which may pull the sky low",
+            stacklevel=3,
+        )
 
 
 def _check_slits(ds: xr.Dataset, sums: PassSums, bad_slits: str) -> None:
@@ -396,11 +406,4 @@ def _check_slits(ds: xr.Dataset, sums: PassSums, bad_slits: str) -> None:
         error: SelectionError = why_empty(ds, int(index))
         # Science slits of a single shutter have no sky, and that is in order.
         if not error.cause.startswith("no sky pixel"):
-            error.remedy = f"{error.remedy}, or skip bad slits"
-            raise SelectionError(
-                error.cause,
-                where=error.where,
-                expected=error.expected,
-                found=error.found,
-                remedy=error.remedy,
-            )
+            raise error

@@ -25,6 +25,7 @@ def build_master(
     grid: SpanGrid,
     *,
     constrained: NDArray[np.bool_],
+    heldout_constrained: NDArray[np.bool_],
     scatter: float,
     gain: Array,
     history: list[dict],
@@ -70,6 +71,16 @@ def build_master(
             ("leave_out", "span", "power"),
             fitted.heldout,
             {**flux, "long_name": "sky fitted without each group of slits"},
+        )
+        data["heldout_error"] = (
+            ("leave_out", "span", "node"),
+            fitted.heldout_error * scatter,
+            {**flux, "long_name": "standard error of its pixel mean"},
+        )
+        data["heldout_constrained"] = (
+            ("leave_out", "span"),
+            heldout_constrained,
+            {"long_name": "span lies in the range fitted without each group"},
         )
     labels = np.array([str(row["label"]) for row in fitted.table])
     for key in fitted.table[0]:
@@ -211,6 +222,10 @@ def sample_master(master: xr.Dataset, *, tolerance: float = 1e-3) -> xr.Dataset:
     sky = (c @ np.vander(t, 4, increasing=True).T).ravel()
     wavelength = np.append(wavelength, grid.edges[spans[-1] + 1])
     sky = np.append(sky, c[-1].sum())
+    # A gap is a gap: NaN at its first edge, so that nobody interpolates over it.
+    ends = spans[:-1][np.diff(spans) > 1] + 1
+    at = np.searchsorted(wavelength, grid.edges[ends])
+    wavelength, sky = np.insert(wavelength, at, grid.edges[ends]), np.insert(sky, at, np.nan)
     units = master.attrs["units"]
     return xr.Dataset(
         {

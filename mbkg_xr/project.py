@@ -148,7 +148,7 @@ def project_master(
         raise ParameterError(
             "unknown method of projection", expected="'exact' or 'rebin2d'", found=method
         )
-    polynomials, which = _polynomials(ds, master, heldout)
+    polynomials, errors, inside, which = _masters(ds, master, heldout)
     response = ds["response"].data if "response" in ds.coords else None
     units = {"units": ds["flux"].attrs["units"]}
     wavelength = ds["wavelength"].data
@@ -163,8 +163,8 @@ def project_master(
             outputs=2,
             grid=grid,
             integrals=_Integrals.of(grid, polynomials),
-            constrained=master["constrained"].values,
-            sky_error=master["sky_error"].values,
+            constrained=inside,
+            sky_error=errors,
         )
         names = ["background", "background_error"]
     else:
@@ -195,13 +195,15 @@ def project_master(
     )
 
 
-def _polynomials(
+def _masters(
     ds: xr.Dataset, master: xr.Dataset, heldout: bool
-) -> tuple[Array, NDArray[np.int64]]:
-    """Span polynomials, and which of them each slit takes."""
+) -> tuple[Array, Array, NDArray[np.bool_], NDArray[np.int64]]:
+    """Span polynomials, their errors and ranges, and which of them each slit takes."""
     n = ds.sizes["slit"]
     if not heldout:
-        return master["polynomial"].values[None], np.zeros(n, dtype=np.int64)
+        names = ("polynomial", "sky_error", "constrained")
+        values = [master[name].values[None] for name in names]
+        return values[0], values[1], values[2], np.zeros(n, dtype=np.int64)
     if "heldout_polynomial" not in master:
         raise DatasetError(
             "the master was fitted to one slit only, and nothing could be held out",
@@ -219,7 +221,13 @@ def _polynomials(
             expected="slits of the dataset the master was fitted to",
             found=f"{len(strangers)} others",
         )
-    return master["heldout_polynomial"].values, np.array([group[k] for k in ours])
+    which = np.array([group[k] for k in ours], dtype=np.int64)
+    return (
+        master["heldout_polynomial"].values,
+        master["heldout_error"].values,
+        master["heldout_constrained"].values,
+        which,
+    )
 
 
 class _Integrals:
@@ -297,15 +305,16 @@ def _half_way(row, j, n):  # pragma: no cover - compiled
 def _project_pixels(
     wavelength, which, edges, lookup, step, polynomials, cumulative, constrained, sky_error, out
 ):  # pragma: no cover - compiled
-    nodes = sky_error.shape[1]
+    nodes = sky_error.shape[2]
     for s in range(wavelength.shape[0]):
         polynomial, cumulated = polynomials[which[s]], cumulative[which[s]]
+        inside, errors = constrained[which[s]], sky_error[which[s]]
         for i in range(wavelength.shape[1]):
             row = wavelength[s, i]
             nx = row.shape[0]
             for j in range(nx):
                 n, t = find_span(np.float64(row[j]), edges, lookup, step)
-                if n < 0 or not constrained[n]:
+                if n < 0 or not inside[n]:
                     continue
                 high = _half_way(row, j, nx)
                 if j > 0:
@@ -319,12 +328,14 @@ def _project_pixels(
                 out[s, i, j, 0] = total / (high - low)
                 k = int(t * nodes)
                 f = t * nodes - k
-                error = sky_error[n, k]
+                error = errors[n, k]
                 if k + 1 < nodes:
-                    following = sky_error[n, k + 1]
-                elif n + 1 < sky_error.shape[0]:
-                    following = sky_error[n + 1, 0]
+                    following = errors[n, k + 1]
+                elif n + 1 < errors.shape[0]:
+                    following = errors[n + 1, 0]
                 else:
+                    following = error
+                if np.isnan(following):
                     following = error
                 out[s, i, j, 1] = error + f * (following - error)
 

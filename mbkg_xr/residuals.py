@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from .blocks import map_slits, reduce_blocks
 from .errors import DatasetError
-from .fit import histogram_quantiles
+from .histograms import histogram_quantiles
 from .quality import do_not_use
-from .schema import PIXEL_DIMS, validate
+from .schema import PIXEL_DIMS, SLIT_IDENTITY, validate
 from .spans import SpanGrid, span_grid
 
 __all__ = ["STATISTICS", "compare", "residuals", "sky_centres", "summarize_sky"]
@@ -131,7 +131,9 @@ def _centre_block(yrel, quality, residual, source, known, count, *, bad):
     with np.errstate(invalid="ignore"):
         shutter = np.round(yrel)
         inside = (shutter >= -((count - 1) // 2)) & (shutter <= count // 2)
-        good = inside & (np.abs(yrel - shutter) <= _CENTRE) & ~(shutter == source) & known
+        good = (
+            inside & (np.abs(yrel - shutter) <= _CENTRE) & ~(np.abs(yrel - source) <= 0.5) & known
+        )
     return good & ((quality & quality.dtype.type(bad)) == 0) & np.isfinite(residual)
 
 
@@ -147,13 +149,14 @@ class _Sums:
     gain: NDArray[np.int64]  # of the error's growth
     signs: NDArray[np.int64]  # z > 0, z < 0, |z| > 3, |z| > 5
     bins: NDArray[np.float64]  # n and sum z by nod and wavelength bin, (2, nod, bin)
+    pixels: int  # usable residuals of this set, in common with the others or not
 
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @classmethod
     def of(
-        cls, z: NDArray, gain: NDArray, bins: NDArray[np.int64], shape: tuple[int, int]
+        cls, z: NDArray, gain: NDArray, bins: NDArray[np.int64], shape: tuple[int, int], pixels: int
     ) -> _Sums:
         z = z.astype(np.float64)
         # Far outliers would turn sums of cubes into noise; std and skew are of |z| < 40.
@@ -168,6 +171,7 @@ class _Sums:
             _counts(gain, _GAIN_EDGES),
             np.array([(z > 0).sum(), (z < 0).sum(), (np.abs(z) > 3).sum(), (np.abs(z) > 5).sum()]),
             np.array(stacks, dtype=np.float64).reshape(2, *shape),
+            pixels,
         )
 
     def statistics(self) -> dict[str, float]:
@@ -243,11 +247,14 @@ def summarize_sky(
     columns: dict[str, Any] = {"wavelength": first["wavelength"].variable}
     for i, name in enumerate(names):
         ds = sets[name]
-        if ds["flux"].shape != first["flux"].shape:
+        same = ds["flux"].shape == first["flux"].shape and all(
+            np.array_equal(ds[c].values, first[c].values) for c in SLIT_IDENTITY
+        )
+        if not same or "residual" not in ds:
             raise DatasetError(
-                "residuals of different slits",
-                expected=f"{names[0]}: {first['flux'].shape}",
-                found=f"{name}: {ds['flux'].shape}",
+                "residuals of different slits" if not same else "no residuals",
+                expected=f"the slits of {names[0]}, in their order, from residuals()",
+                found=f"{name}: {ds['flux'].shape}, variables {' '.join(map(str, ds.data_vars))}",
                 remedy="compare datasets made from the same slits",
             )
         columns[f"mask{i}"] = sky_centres(ds).variable
@@ -257,14 +264,11 @@ def summarize_sky(
     if before is not None:
         columns["before"] = before.variable
     table = xr.Dataset(columns)
-    present = _present(table, len(names))
-    restrict = [i for i in range(len(names)) if present[i]]
-
     n_bins = -(-grid.size // _STACK_PIXELS)
     nods, nod = np.unique(first["nod"].values, return_inverse=True)
     shape = (nods.size, n_bins)
 
-    def block(start: int, arrays: Sequence[NDArray], shared: Any) -> list[_Sums]:
+    def block(start: int, arrays: Sequence[NDArray], restrict: list[int]) -> list[_Sums]:
         part = dict(zip(table.data_vars, arrays, strict=True))
         common = np.logical_and.reduce([part[f"mask{i}"] for i in restrict])
         u = grid.pixel_coordinate(part["wavelength"][common])
@@ -272,9 +276,10 @@ def summarize_sky(
         bins += n_bins * nod[start + np.nonzero(common)[0]]
         out = []
         for i in range(len(names)):
+            pixels = int(part[f"mask{i}"].sum())
             if i not in restrict:
                 empty = np.empty(0)
-                out.append(_Sums.of(empty, empty, np.empty(0, dtype=np.int64), shape))
+                out.append(_Sums.of(empty, empty, np.empty(0, dtype=np.int64), shape, pixels))
                 continue
             after = part[f"error{i}"][common].astype(np.float64)
             other = part[f"other{i}"][common].astype(np.float64)
@@ -282,25 +287,23 @@ def summarize_sky(
             if "before" in part:
                 own = part["before"][common].astype(np.float64)
             ratio = np.divide(after, own, out=np.full_like(after, np.nan), where=own > 0)
-            out.append(_Sums.of(part[f"z{i}"][common], ratio, bins, shape))
+            out.append(_Sums.of(part[f"z{i}"][common], ratio, bins, shape, pixels))
         return out
 
-    if not restrict:
-        return {name: dict.fromkeys(STATISTICS, float("nan")) | {"n": 0} for name in names}
-    sums = reduce_blocks(
-        table, list(columns), block, lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
-    )
+    def sweep(restrict: list[int]) -> list[_Sums]:
+        columns = [str(name) for name in table.data_vars]
+        return reduce_blocks(table, columns, block, _add_lists, restrict)
+
+    sums = sweep(list(range(len(names))))
+    present = [i for i, s in enumerate(sums) if s.pixels > 0]
+    if 0 < len(present) < len(names):
+        # One set without a single pixel has nothing in common with the others.
+        sums = sweep(present)
     return {name: s.statistics() for name, s in zip(names, sums, strict=True)}
 
 
-def _present(table: xr.Dataset, n: int) -> NDArray[np.bool_]:
-    """Which of the sets has any pixel at all."""
-
-    def block(start: int, arrays: Sequence[NDArray], shared: Any) -> NDArray:
-        return np.array([a.sum() for a in arrays])
-
-    names = [f"mask{i}" for i in range(n)]
-    return reduce_blocks(table, names, block, lambda a, b: a + b) > 0
+def _add_lists(a: list[_Sums], b: list[_Sums]) -> list[_Sums]:
+    return [x + y for x, y in zip(a, b, strict=True)]
 
 
 def compare(

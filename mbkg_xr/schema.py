@@ -22,6 +22,7 @@ __all__ = [
     "SHUTTER_CENTRES",
     "SLIT_COORDS",
     "configuration_name",
+    "refuse_subtracted",
     "slit_dataset",
     "slit_label",
     "validate",
@@ -171,6 +172,23 @@ def slit_label(ds: xr.Dataset, index: int) -> str:
     return f"{name}, slitlet {one.get('slitlet', index)}"
 
 
+def refuse_subtracted(ds: xr.Dataset) -> None:
+    """Raise where a background was already subtracted: nobody means to do that twice.
+
+    Raises
+    ------
+    DatasetError
+    """
+    if "background" in ds:
+        raise DatasetError(
+            "the background is already subtracted",
+            where=str(ds.attrs.get("configuration", "")) or None,
+            expected="slits as calibrated",
+            found=f"a result ({ds.attrs.get('background_method', 'background present')})",
+            remedy="use the dataset from before the subtraction",
+        )
+
+
 def validate(ds: xr.Dataset) -> None:
     """Check the contract without touching a pixel, and report every breach at once.
 
@@ -204,7 +222,9 @@ def validate(ds: xr.Dataset) -> None:
     if not problems:
         keys = list(zip(*(ds[k].values.tolist() for k in SLIT_IDENTITY), strict=True))
         twice = sorted({k for k in keys if keys.count(k) > 1}) if len(set(keys)) < len(keys) else []
-        problems += [f"slit {k} occurs more than once" for k in twice]
+        for key in twice:
+            files = [slit_label(ds, i) for i, k in enumerate(keys) if k == key]
+            problems.append(f"slit {key} occurs more than once ({' and '.join(files)})")
     if problems:
         raise DatasetError(
             "not a slit dataset",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .blocks import map_slits
 from .errors import ParameterError, SelectionError
 from .quality import DEFAULT_EXCLUDE, do_not_use, flag_mask
-from .schema import PIXEL_DIMS, SHUTTER_CENTRES, slit_label, validate
+from .schema import PIXEL_DIMS, SHUTTER_CENTRES, refuse_subtracted, slit_label, validate
 
 __all__ = ["flag_outliers", "select_background", "why_empty"]
 
@@ -42,8 +42,8 @@ def flag_outliers(
         A pixel is an outlier where ``|flux - median| > threshold * median error``, both medians
         running over the window.
     apply
-        Replace the outliers' flux by the median, as a median filter would, instead of only
-        flagging them. Replacing correlates pixels and rounds lines: leave it off for a fit.
+        Replace the outliers' flux by the median, as a median filter would, and flag nothing.
+        Replacing correlates pixels and rounds lines: leave it off for a fit.
 
     Returns
     -------
@@ -75,14 +75,14 @@ def flag_outliers(
     bad = do_not_use(ds["quality"])
     arrays = [ds[n].data for n in ("flux", "error", "quality")]
     options: dict[str, Any] = {"window": int(window), "threshold": float(threshold), "bad": bad}
+    if apply:
+        flux = map_slits(_replace_block, ds["flux"], *arrays, dtype=np.float32, **options)
+        done = f"outliers replaced by the median of {window} pixels"
+        return ds.assign(flux=(PIXEL_DIMS, flux, {**ds["flux"].attrs, "median_filter": done}))
     quality = map_slits(
         _flag_block, ds["flux"], *arrays, dtype=ds["quality"].dtype, bit=bit, **options
     )
-    out = ds.assign_coords(quality=(PIXEL_DIMS, quality, ds["quality"].attrs))
-    if apply:
-        flux = map_slits(_replace_block, ds["flux"], *arrays, dtype=np.float32, **options)
-        out["flux"] = (PIXEL_DIMS, flux, ds["flux"].attrs)
-    return out
+    return ds.assign_coords(quality=(PIXEL_DIMS, quality, ds["quality"].attrs))
 
 
 def _flag_block(flux, error, quality, *, bit, **options):
@@ -148,6 +148,7 @@ def select_background(
     exclude: Iterable[str] | None = None,
     median_window: int | None = 15,
     median_threshold: float = 6.0,
+    median_apply: bool = False,
     slits: str | Sequence[int] = "all",
 ) -> xr.Dataset:
     """Mark the pixels that see only sky.
@@ -166,6 +167,8 @@ def select_background(
         Window of `flag_outliers`, in pixels; None does without it.
     median_threshold
         Its threshold, in units of the running error.
+    median_apply
+        Replace outliers by the median instead of leaving them out, as the seed's recipe does.
     slits
         ``"all"`` uses sky slits and the source-free shutters of science slits, ``"background"``
         sky slits only; a list names the slitlets to use.
@@ -192,12 +195,16 @@ def select_background(
     ('slit', 'y', 'x')
     """
     validate(ds)
+    refuse_subtracted(ds)
     windows = _check_windows(yrel)
     if exclude is None:
         bits = flag_mask(ds["quality"], DEFAULT_EXCLUDE, missing="ignore")
     else:
-        bits = flag_mask(ds["quality"], exclude)
+        names = exclude.split(",") if isinstance(exclude, str) else exclude
+        bits = flag_mask(ds["quality"], [name.strip() for name in names])
     use, source = _slits_to_use(ds, slits)
+    if median_window is not None and median_apply:
+        ds = flag_outliers(ds, window=median_window, threshold=median_threshold, apply=True)
     selected = map_slits(
         _select_block,
         ds["flux"],
@@ -214,7 +221,10 @@ def select_background(
         "excluded_flags": int(bits),
         "slits": slits if isinstance(slits, str) else ",".join(map(str, slits)),
     }
-    if median_window is not None:
+    if "response" in ds.coords:
+        arrays = [selected, ds["response"].data]
+        selected = map_slits(_with_response, ds["flux"], *arrays, dtype=np.bool_)
+    if median_window is not None and not median_apply:
         flagged = flag_outliers(ds, window=median_window, threshold=median_threshold)
         arrays = [selected, ds["quality"].data, flagged["quality"].data]
         # Only sky is judged here: in a source's shutter what stands out may be its emission line.
@@ -222,6 +232,10 @@ def select_background(
         selected = map_slits(_without_new_flags, ds["flux"], *arrays, dtype=np.bool_)
         ds = ds.assign_coords(quality=(PIXEL_DIMS, quality, ds["quality"].attrs))
     return ds.assign(selected=(PIXEL_DIMS, selected, attrs))
+
+
+def _with_response(sky, response):
+    return sky & (response > 0) & np.isfinite(response)
 
 
 def _merge_flags(sky, quality, flagged):
@@ -264,6 +278,8 @@ def _slits_to_use(ds: xr.Dataset, slits: str | Sequence[int]) -> tuple[NDArray, 
             )
         use = choices[slits]
     else:
+        if not len(slits):
+            raise ParameterError("no slitlet named", where="slits", expected="one or more")
         unknown = sorted(set(slits) - set(ds["slitlet"].values.tolist()))
         if unknown:
             raise ParameterError("slitlets not in the dataset", where="slits", found=unknown)

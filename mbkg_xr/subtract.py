@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .blocks import map_slits
 from .project import project_master
 from .quality import DEFAULT_EXCLUDE, do_not_use, flag_mask
-from .schema import PIXEL_DIMS, validate
+from .schema import PIXEL_DIMS, refuse_subtracted, validate
 
 __all__ = ["subtract", "subtract_nods"]
 
@@ -53,6 +53,7 @@ def subtract(
     >>> sorted(set(sub.data_vars) - set(ds.data_vars))
     ['background', 'background_error']
     """
+    refuse_subtracted(ds)
     projected = project_master(ds, master, method=method, heldout=heldout)
     out = _subtracted(ds, projected)
     out.attrs["background_method"] = "master (held out)" if heldout else "master"
@@ -118,10 +119,11 @@ def subtract_nods(ds: xr.Dataset) -> xr.Dataset:
     'nods'
     """
     validate(ds)
+    refuse_subtracted(ds)
     bits = flag_mask(ds["quality"], DEFAULT_EXCLUDE, missing="ignore")
-    keys = zip(
-        *(ds[c].values.tolist() for c in ("program", "visit", "detector", "slitlet")), strict=True
-    )
+    # Slitlet numbers begin anew in each MSA configuration of a visit; the shutters tell them apart.
+    same = ("program", "visit", "detector", "slitlet", "quadrant", "shutter_row", "shutter_column")
+    keys = zip(*(ds[c].values.tolist() for c in same), strict=True)
     names = list(keys)
     rank = {name: i for i, name in enumerate(sorted(set(names)))}
     group = np.array([rank[name] for name in names])

@@ -204,3 +204,27 @@ def test_many_bad_files_are_all_reported(real_files, tmp_path):
     with pytest.warns(UserWarning, match="left out"):
         tree = mx.open_program([*bad, *real_files], on_error="warn")
     assert tree["prism-clear"].sizes["slit"] == 3
+
+
+def test_the_result_may_not_replace_its_input(tmp_path):
+    path = tmp_path / "program.zarr"
+    mx.save(mx.simulate_program(exposures=1, slits=2, background_slits=1), path)
+    done = CliRunner().invoke(main, ["run", str(path), "--out", str(path), "--overwrite"])
+    assert done.exit_code == 2
+    assert "replace the input" in done.stderr
+    assert mx.open_program(path)["prism-clear"].sizes["slit"] == 2
+    out = tmp_path / "r.zarr"
+    done = CliRunner().invoke(
+        main, ["run", str(path), "--out", str(out), "--report", str(out / "report")]
+    )
+    assert done.exit_code == 2
+    assert "inside the store" in done.stderr
+    assert not out.exists()
+
+
+def test_a_result_is_not_an_input(real_files, tmp_path):
+    done, out = _run(real_files, tmp_path)
+    assert done.exit_code == 0, done.output
+    again = CliRunner().invoke(main, ["run", str(out), "--out", str(tmp_path / "again.zarr")])
+    assert again.exit_code == 2
+    assert "already subtracted" in again.stderr

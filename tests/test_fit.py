@@ -55,9 +55,9 @@ def test_seed_returns_its_coefficients(faint):
 
 def test_data_derived_weights_would_pull_the_sky_low(faint):
     """Why the variance is the model's: with 1/error^2 weights the same pixels come out low."""
-    weight = 1 / faint.error.values.astype(float) ** 2
     use = faint.selected.values & ~faint.outlier.values & (faint.wavelength.values > 4)
-    ratio = np.average((faint.flux / faint.true_sky).values[use], weights=weight[use])
+    weight = 1 / faint.error.values[use].astype(float) ** 2
+    ratio = np.average((faint.flux / faint.true_sky).values[use], weights=weight)
     assert ratio - 1 < -0.03
     master, wave, _ = relative(faint, mx.fit_master(faint))
     assert abs(master[wave > 4].mean()) < 0.006
@@ -67,8 +67,10 @@ def test_noise_from_errors_alone(faint):
     """Products without variance extensions: the photon noise comes from error against flux."""
     bare = faint.drop_vars(["var_rnoise", "var_poisson"])
     master = mx.fit_master(bare)
-    ratio, _, _ = relative(bare, master)
-    assert abs(ratio.mean()) < 0.005
+    ratio, wave, _ = relative(bare, master)
+    assert abs(ratio.mean()) < 0.003
+    for low, high in RANGES:
+        assert abs(ratio[(wave > low) & (wave < high)].mean()) < 0.007
     known = mx.fit_master(faint).photon_gain.values
     inside = mx.fit_master(faint).constrained.values
     assert abs(np.median(master.photon_gain.values[inside] / known[inside]) - 1) < 0.25
@@ -235,3 +237,115 @@ def test_master_saves_and_comes_back_equal(master, tmp_path):
     mx.save(master, tmp_path / "master.zarr")
     back = mx.open_program(tmp_path / "master.zarr")["prism-clear"].to_dataset()
     xr.testing.assert_identical(back.load(), master)
+
+
+def test_what_is_no_measurement_does_no_harm(program):
+    """NaN in a response, in variances, or in pixels that a user selected by hand."""
+    ds = mx.simulate_program(
+        exposures=2, slits=6, background_slits=3, calibration="POINT", seed=7
+    ).compute()
+    rng = np.random.default_rng(0)
+    hole = rng.random(ds.flux.shape) < 0.01
+    model = mx.BSpline(spacing=6, penalty=1e-2)
+    expected = mx.fit_master(mx.select_background(ds), model=model)
+    for name in ("response", "var_poisson", "var_rnoise"):
+        holed = ds.copy()
+        holed[name] = ds[name].where(~hole)
+        found = mx.fit_master(mx.select_background(holed), model=model)
+        assert abs(found.attrs["scatter"] / expected.attrs["scatter"] - 1) < 0.02, name
+        gain = (found.photon_gain / expected.photon_gain).values[expected.constrained.values]
+        assert abs(np.median(gain) - 1) < 0.05, name
+    by_hand = mx.select_background(ds)
+    by_hand["selected"] = by_hand.selected | (by_hand.selected.shift(y=1, fill_value=False))
+    by_hand["flux"] = by_hand.flux.where(~hole)
+    assert 1 < mx.fit_master(by_hand, model=model).attrs["scatter"] < 1.6
+
+
+@pytest.mark.parametrize("factor", [1e-4, 0.03, 30.0])
+def test_errors_of_another_scale_are_told(faint, factor):
+    columns = {"error": 1, "var_rnoise": 2, "var_poisson": 2}
+    wrong = faint.assign({n: (faint[n] * factor**p).astype("f4") for n, p in columns.items()})
+    model = mx.BSpline(spacing=6, penalty=1e-2)
+    right = mx.fit_master(faint, model=model)
+    with pytest.warns(UserWarning, match="times as much as their errors say"):
+        master = mx.fit_master(wrong, model=model)
+    assert abs(master.attrs["scatter"] * factor / right.attrs["scatter"] - 1) < 0.05
+    inside = right.constrained.values
+    np.testing.assert_allclose(
+        master.sky_error.values[inside], right.sky_error.values[inside], rtol=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        mx.BSpline(spacings=(4,)),
+        mx.BSpline(penalties=(0.1, 1.0)),
+        mx.BSpline(spacing=8),
+        mx.LogPolynomial(max_degree=3),
+        mx.LogPolynomial(degree=2),
+    ],
+    ids=str,
+)
+def test_own_candidates(faint, model):
+    master = mx.fit_master(faint.isel(slit=slice(0, 30)), model=model)
+    assert master.score_chosen.values.sum() == 1
+
+
+@pytest.mark.parametrize("shift", [-0.3, -2.0])
+@pytest.mark.parametrize(
+    "model", [mx.BSpline(), mx.LogPolynomial(), mx.LogPolynomial(method="seed")]
+)
+def test_a_sky_that_is_not_positive(program, model, shift):
+    """Over-subtracted data: a spline fits them, a logarithm says that it cannot."""
+    ds = program.compute()
+    ds = mx.select_background(ds.assign(flux=(ds.flux + np.float32(shift))))
+    try:
+        master = mx.fit_master(ds, model=model)
+    except mx.MbkgError as error:
+        assert not isinstance(model, mx.BSpline)
+        assert "log-polynomial" in str(error) or "no pixel left" in str(error)
+    else:
+        if isinstance(model, mx.BSpline):
+            assert np.isfinite(mx.evaluate(master, 2.0))
+
+
+def test_held_out_masters_do_not_extrapolate():
+    """What only the held-out slit saw is unknown to the others."""
+    ds = mx.simulate_program(exposures=1, slits=2, background_slits=2, nods=1, seed=3).compute()
+    wave = ds.wavelength
+    blue = (wave < 3.0) & (ds.slitlet == ds.slitlet[0])
+    red = (wave > 2.0) & (ds.slitlet == ds.slitlet[1])
+    ds = mx.select_background(ds.assign(flux=ds.flux.where(blue | red)))
+    master = mx.fit_master(ds, model=mx.BSpline(spacing=8, penalty=1e-2))
+    held = mx.project_master(ds, master, heldout=True)
+    full = mx.project_master(ds, master)
+    first = held.background.values[0]
+    seen_by_other = (wave.values[0] > 2.1) & (wave.values[0] < 5.0)
+    assert np.isnan(first[wave.values[0] < 1.9]).all()
+    assert np.isfinite(first[seen_by_other]).all()
+    assert np.isfinite(
+        full.background.values[0][(wave.values[0] < 1.9) & (wave.values[0] > 0.8)]
+    ).all()
+    ratio = (held.background_error / full.background_error).values[0][
+        (wave.values[0] > 2.1) & (wave.values[0] < 2.9)
+    ]
+    assert np.nanmedian(ratio) > 1.2
+
+
+def test_subtracting_twice_is_refused(selected, master):
+    done = mx.subtract(selected, master)
+    for again in (
+        lambda: mx.subtract(done, master),
+        lambda: mx.subtract_nods(done),
+        lambda: mx.select_background(done),
+        lambda: mx.fit_master(done),
+    ):
+        with pytest.raises(mx.MbkgError, match="already subtracted"):
+            again()
+
+
+def test_not_a_model(selected):
+    for model in ("bspline", mx.BSpline):
+        with pytest.raises(mx.MbkgError, match="not a model"):
+            mx.fit_master(selected, model=model)

@@ -26,6 +26,7 @@ def _state(grid, *, log=False, gain=2e-3, cut=3.0):
     return PassState(
         model,
         gain=np.full(n, gain),
+        floor=np.full(n, 1e-4),
         centre=np.full(n, 0.1),
         cut=np.full(n, cut),
         usual=np.full(n, 0.05),

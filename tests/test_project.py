@@ -90,6 +90,8 @@ def test_a_gap_stays_a_gap(program):
     background = mx.project_master(ds, master).background.values
     deep = ((wave > 2.15) & (wave < 2.45)).values
     assert np.isnan(background[deep]).all()
+    fine = mx.sample_master(master)
+    assert np.isnan(np.interp(2.3, fine.wavelength, fine.sky))
     rebinned = mx.project_master(ds.isel(slit=slice(0, 2)), master, method="rebin2d")
     assert np.isnan(rebinned.background.values[deep[:2]]).all()
 

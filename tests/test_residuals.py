@@ -52,8 +52,8 @@ def test_statistics_against_numpy(both):
         assert row.frac_5sigma == np.mean(np.abs(z) > 5)
         assert row.frac_under == np.mean(z > 0)
         assert row.frac_over == np.mean(z < 0)
-        before = np.sqrt(ds.error.values**2 - ds.background_error.values**2)
-        gain = np.median((ds.error.values / before)[common])
+        error, other = (v.values[common].astype(float) for v in (ds.error, ds.background_error))
+        gain = np.median(error / np.sqrt(error**2 - other**2))
         assert abs(row.noise_gain - gain) < 1e-3
         bins = (u[common] // 2).astype(int)
         kept = np.abs(z) <= 5
@@ -131,3 +131,5 @@ def test_other_slits_cannot_be_compared(both):
     result, nods = both
     with pytest.raises(mx.MbkgError, match="different slits"):
         mx.compare(result, nods.isel(slit=[0, 1]))
+    with pytest.raises(mx.MbkgError, match="different slits"):
+        mx.compare(result, nods.isel(slit=[1, 0, 2]))

@@ -99,3 +99,15 @@ def test_chunks_are_whole_slits(result, tmp_path):
     back = xr.open_zarr(tmp_path / "r.zarr", group="prism-clear", consolidated=False)
     assert back.flux.data.chunks[1:] == ((result.sizes["y"],), (result.sizes["x"],))
     assert back.flux.data.chunks[0] == result.flux.data.chunks[0]
+
+
+def test_two_writers_at_once(result, tmp_path):
+    """Who comes second is told, and the first result stays."""
+    path = tmp_path / "r.zarr"
+    with pytest.raises(mx.MbkgError, match="the store exists"), create_store(path) as staging:
+        mx.save(result, path)
+        (staging / "zarr.json").write_text("{}")
+    xr.testing.assert_identical(
+        xr.open_zarr(path, group="prism-clear", consolidated=False).compute(), result.compute()
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["r.zarr"]

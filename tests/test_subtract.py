@@ -46,8 +46,6 @@ def _plain_nods(ds):
     n, ny, nx = ds.flux.shape
     out = np.full((n, ny, nx), np.nan)
     for s in range(n):
-        for p in range(n):
-            pass
         for i in range(ny):
             for j in range(nx):
                 if np.isnan(ds.yrel.values[s, i, j]):
@@ -99,6 +97,18 @@ def test_nods_follow_the_detector_pixel(real):
         np.testing.assert_array_equal(
             found[s, :25, :341][inside], plain.background.values[s][inside]
         )
+
+
+def test_nods_of_other_shutters_are_not_mixed_in(program):
+    """Slitlet numbers begin anew with the next configuration of the MSA."""
+    first = program.compute()
+    second = first.assign_coords(
+        exposure=("slit", [f"{e}b" for e in first.exposure.values]),
+        shutter_row=first.shutter_row + 40,
+    ).assign(flux=first.flux + 1)
+    both = xr.concat([first, second], "slit")
+    found = mx.subtract_nods(both).background.isel(slit=slice(0, first.sizes["slit"]))
+    np.testing.assert_array_equal(found.values, mx.subtract_nods(first).background.values)
 
 
 def test_noise_gain_of_nods():

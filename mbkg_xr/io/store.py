@@ -60,20 +60,9 @@ def create_store(path: str | os.PathLike, *, overwrite: bool = False) -> Iterato
         Where `path` exists and may not be overwritten, or cannot be written.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise StoreError(
-            "the store exists",
-            where=str(path),
-            remedy="choose another name, or overwrite it (--overwrite)",
-        )
-    if path.exists() and not is_store(path):
-        raise StoreError(
-            "refusing to overwrite what is not a store",
-            where=str(path),
-            expected="a Zarr directory",
-            found="a directory of other files" if path.is_dir() else "a file",
-            remedy="choose another name",
-        )
+    if not path.name:
+        raise StoreError("no name for the store", expected="a path", found=str(path))
+    _check_free(path, overwrite)
     staging = path.with_name(f".{path.name}.staging-{uuid.uuid4().hex[:8]}")
     try:
         staging.mkdir(parents=True)
@@ -81,11 +70,35 @@ def create_store(path: str | os.PathLike, *, overwrite: bool = False) -> Iterato
         raise StoreError("cannot write here", where=str(path), found=error.strerror) from error
     try:
         yield staging
+        # Somebody else may have written under this name in the meantime.
+        _check_free(path, overwrite)
+        old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, old)
         os.replace(staging, path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    """Raise where nothing may be written under this name."""
+    if not path.exists():
+        return
+    if not is_store(path):
+        raise StoreError(
+            "refusing to overwrite what is not a store",
+            where=str(path),
+            expected="a Zarr directory, or nothing",
+            found="a directory of other files" if path.is_dir() else "a file",
+            remedy="choose another name",
+        )
+    if not overwrite:
+        raise StoreError(
+            "the store exists",
+            where=str(path),
+            remedy="choose another name, or overwrite it (--overwrite)",
+        )
 
 
 def is_store(path: str | os.PathLike) -> bool:
@@ -192,7 +205,7 @@ def open_store(path: str | os.PathLike) -> xr.DataTree:
             found="no such path" if not Path(path).exists() else "something else",
         )
     version = str(zarr.open_group(path, mode="r").attrs.get("mbkg_xr_schema", SCHEMA_VERSION))
-    if version.split(".")[0] > SCHEMA_VERSION.split(".")[0]:
+    if int(version.split(".")[0]) > int(SCHEMA_VERSION.split(".")[0]):
         raise StoreError(
             "the store was written by a newer version",
             where=str(path),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -30,6 +31,8 @@ from .basis import (
 __all__ = ["LogPolynomial"]
 
 Array = NDArray[np.float64]
+
+_MOST = 150.0  # of ln flux, in whatever units: the squares of more cannot be summed
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class LogPolynomial:
         if not degrees:
             raise too_few_pixels(problem.n_pixels, (self.degree or 1) + 1, "log-polynomial")
         system = _LogSystem(problem, self.log_data)
-        table, solutions = [], []
+        table: list[dict] = []
+        solutions: list[Array] = []
         for degree in degrees:
             try:
                 coefficient, scores = system.solve(degree)
@@ -132,9 +136,12 @@ class _LogSystem:
     def _sky(self, coefficient: Array) -> Array:
         """Span polynomials of exp(polynomial)."""
         out = np.full((self.problem.grid.size, 4), np.nan)
-        values = np.exp(np.clip(chebyshev.chebval(self.x, coefficient), -300, 300))
-        out[self.spans] = values @ TO_POWERS.T
+        out[self.spans] = self._exponential(coefficient) @ TO_POWERS.T
         return out
+
+    def _exponential(self, coefficient: Array) -> Array:
+        """exp(polynomial) at the nodes of the spans, kept within what a float can hold."""
+        return np.exp(np.clip(chebyshev.chebval(self.x, coefficient), -_MOST, _MOST))
 
     def _model(self, coefficient: Array) -> Array:
         """Span polynomials of what the moments are of: ln flux for the seed, else pixel means."""
@@ -147,7 +154,7 @@ class _LogSystem:
         """Normal equations of a Gauss-Newton step from here, of each group of a problem."""
         factor = None
         if not self.log_data:
-            factor = np.exp(chebyshev.chebval(self.x, coefficient))
+            factor = self._exponential(coefficient)
         basis = self._basis(factor, coefficient.size - 1)
         offset = np.nan_to_num(self._model(coefficient))
         bands, rhs = normal_equations(basis, problem, offset)
@@ -171,6 +178,8 @@ class _LogSystem:
                 coefficient, chi2 = trial, new
             if done:
                 break
+        if np.abs(chebyshev.chebval(self.x, coefficient)).max() >= _MOST:
+            raise np.linalg.LinAlgError("the sky runs away to zero or infinity")
         self.start = coefficient
         heldout = None
         if problem.groups.size > 1:
@@ -210,19 +219,21 @@ class _LogSystem:
         solved = [
             self._regular_solve(total - b, np.column_stack([right - r, eye])) for b, r in each
         ]
-        return np.array([coefficient + x[:, 0] for x in solved]), np.array([x[:, 1:] for x in solved])
+        return np.array([coefficient + x[:, 0] for x in solved]), np.array(
+            [x[:, 1:] for x in solved]
+        )
 
     def finish(self, coefficient: Array, table: list[dict]) -> Fitted:
         n = self.problem.grid.size
         polynomial = self._sky(coefficient)
         basis, bands, _ = self._step(coefficient, self.problem.total)
         covariance = self._regular_solve(bands[0], np.eye(coefficient.size))
-        # The seed's moments are of ln flux with unit weights: scale to relative errors, and to flux.
+        # The seed's moments are of ln flux with unit weights: scale to relative errors, then flux.
         variance = 1.0
         if self.log_data:
             chi2 = next(r["chi2"] for r in table if r["chosen"])
             variance = chi2 / self.problem.n_pixels
-        level = 1.0
+        level: Any = 1.0
         if self.log_data:
             level = polynomial @ np.vander(ERROR_NODES, 4, increasing=True).T
 
