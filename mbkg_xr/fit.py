@@ -47,6 +47,7 @@ def fit_master(
     ds: xr.Dataset,
     *,
     model: BSpline | LogPolynomial | None = None,
+    by: str | None = None,
     clip: float = 4.0,
     max_passes: int = 10,
     leave_out: str = "slit",
@@ -67,6 +68,9 @@ def fit_master(
         A slit dataset with ``selected`` (see `select_background`).
     model
         `BSpline` (default) or `LogPolynomial`.
+    by
+        None: one master for all slits, the only choice so far. For one master a visit, fit each
+        visit's slits apart.
     clip
         Clipping limit in units of the local scatter.
     max_passes
@@ -114,6 +118,13 @@ def fit_master(
     """
     validate(ds)
     model = BSpline() if model is None else model
+    if by is not None:
+        raise ParameterError(
+            "one master a group is not available yet",
+            expected="by=None",
+            found=f"by={by!r}",
+            remedy=f"select the slits of each {by} and fit them apart",
+        )
     if not isinstance(model, BSpline | LogPolynomial):
         raise ParameterError(
             "not a model", expected="BSpline(...) or LogPolynomial(...)", found=repr(model)

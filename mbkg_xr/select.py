@@ -64,7 +64,14 @@ def flag_outliers(
     True
     """
     validate(ds)
-    if int(window) != window or window < 3 or window % 2 == 0:
+    return _median_filter(ds, None, window=window, threshold=threshold, apply=apply)
+
+
+def _median_filter(
+    ds: xr.Dataset, judged: Any, *, window: int, threshold: float, apply: bool
+) -> xr.Dataset:
+    """`flag_outliers` for all pixels, or for those in the mask `judged` only."""
+    if not isinstance(window, int | np.integer) or window < 3 or window % 2 == 0:
         raise ParameterError(
             "unusable median window", expected="an odd number of pixels >= 3", found=window
         )
@@ -72,9 +79,14 @@ def flag_outliers(
         raise ParameterError("unusable threshold", expected="a positive number", found=threshold)
     names = set(ds["quality"].attrs["flag_meanings"].split())
     bit = flag_mask(ds["quality"], ["OUTLIER" if "OUTLIER" in names else "DO_NOT_USE"])
-    bad = do_not_use(ds["quality"])
-    arrays = [ds[n].data for n in ("flux", "error", "quality")]
-    options: dict[str, Any] = {"window": int(window), "threshold": float(threshold), "bad": bad}
+    arrays = [ds[n].data for n in ("flux", "error", "quality")] + (
+        [] if judged is None else [judged]
+    )
+    options: dict[str, Any] = {
+        "window": int(window),
+        "threshold": float(threshold),
+        "bad": do_not_use(ds["quality"]),
+    }
     if apply:
         flux = map_slits(_replace_block, ds["flux"], *arrays, dtype=np.float32, **options)
         done = f"outliers replaced by the median of {window} pixels"
@@ -85,21 +97,22 @@ def flag_outliers(
     return ds.assign_coords(quality=(PIXEL_DIMS, quality, ds["quality"].attrs))
 
 
-def _flag_block(flux, error, quality, *, bit, **options):
-    outlier, _ = _median_block(flux, error, quality, **options)
+def _flag_block(flux, error, quality, judged=None, *, bit, **options):
+    outlier, _ = _median_block(flux, error, quality, judged, **options)
     return quality | np.where(outlier, quality.dtype.type(bit), quality.dtype.type(0))
 
 
-def _replace_block(flux, error, quality, **options):
-    outlier, median = _median_block(flux, error, quality, **options)
+def _replace_block(flux, error, quality, judged=None, **options):
+    outlier, median = _median_block(flux, error, quality, judged, **options)
     return np.where(outlier, median, flux)
 
 
-def _median_block(flux, error, quality, *, window, threshold, bad):
+def _median_block(flux, error, quality, judged, *, window, threshold, bad):
     outlier = np.zeros(flux.shape, dtype=np.bool_)
     median = np.full(flux.shape, np.nan, dtype=np.float32)
     usable = np.isfinite(flux) & (error > 0) & ((quality & quality.dtype.type(bad)) == 0)
-    _running_median(flux, error, usable, window // 2, threshold, outlier, median)
+    judged = usable if judged is None else judged & usable
+    _running_median(flux, error, usable, judged, window // 2, threshold, outlier, median)
     return outlier, median
 
 
@@ -114,14 +127,14 @@ def _insert(buffer, n, value):  # pragma: no cover - compiled
 
 @numba.njit(nogil=True)
 def _running_median(
-    flux, error, usable, half, threshold, outlier, median
+    flux, error, usable, judged, half, threshold, outlier, median
 ):  # pragma: no cover - compiled
     values = np.empty(2 * half + 1)
     errors = np.empty(2 * half + 1)
     for s in range(flux.shape[0]):
         for i in range(flux.shape[1]):
             for j in range(flux.shape[2]):
-                if not usable[s, i, j]:
+                if not judged[s, i, j]:
                     continue
                 n = 0
                 for k in range(max(0, j - half), min(flux.shape[2], j + half + 1)):
@@ -168,7 +181,8 @@ def select_background(
     median_threshold
         Its threshold, in units of the running error.
     median_apply
-        Replace outliers by the median instead of leaving them out, as the seed's recipe does.
+        Replace outliers among the sky pixels by the median instead of leaving them out, as the
+        seed's recipe does.
     slits
         ``"all"`` uses sky slits and the source-free shutters of science slits, ``"background"``
         sky slits only; a list names the slitlets to use.
@@ -203,8 +217,6 @@ def select_background(
         names = exclude.split(",") if isinstance(exclude, str) else exclude
         bits = flag_mask(ds["quality"], [name.strip() for name in names])
     use, source = _slits_to_use(ds, slits)
-    if median_window is not None and median_apply:
-        ds = flag_outliers(ds, window=median_window, threshold=median_threshold, apply=True)
     selected = map_slits(
         _select_block,
         ds["flux"],
@@ -224,22 +236,20 @@ def select_background(
     if "response" in ds.coords:
         arrays = [selected, ds["response"].data]
         selected = map_slits(_with_response, ds["flux"], *arrays, dtype=np.bool_)
-    if median_window is not None and not median_apply:
-        flagged = flag_outliers(ds, window=median_window, threshold=median_threshold)
-        arrays = [selected, ds["quality"].data, flagged["quality"].data]
+    if median_window is not None:
         # Only sky is judged here: in a source's shutter what stands out may be its emission line.
-        quality = map_slits(_merge_flags, ds["flux"], *arrays, dtype=ds["quality"].dtype)
-        selected = map_slits(_without_new_flags, ds["flux"], *arrays, dtype=np.bool_)
-        ds = ds.assign_coords(quality=(PIXEL_DIMS, quality, ds["quality"].attrs))
+        filtered = _median_filter(
+            ds, selected, window=median_window, threshold=median_threshold, apply=median_apply
+        )
+        if not median_apply:
+            arrays = [selected, ds["quality"].data, filtered["quality"].data]
+            selected = map_slits(_without_new_flags, ds["flux"], *arrays, dtype=np.bool_)
+        ds = filtered
     return ds.assign(selected=(PIXEL_DIMS, selected, attrs))
 
 
 def _with_response(sky, response):
     return sky & (response > 0) & np.isfinite(response)
-
-
-def _merge_flags(sky, quality, flagged):
-    return np.where(sky, flagged, quality)
 
 
 def _without_new_flags(sky, quality, flagged):
