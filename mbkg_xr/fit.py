@@ -15,17 +15,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .errors import DatasetError, FitError, ParameterError, SelectionError
-from .histograms import histogram_quantiles
 from .master import build_master
 from .models import BSpline, Fitted, LogPolynomial, Problem
-from .moments import (
-    BIN_SPANS,
-    HISTOGRAM_EDGES,
-    PassState,
-    PassSums,
-    accumulate,
-    median_start,
-)
+from .moments import PassState, PassSums, accumulate, median_start
+from .robust import BIN_PIXELS, next_state, scatter_of
 from .schema import SLIT_IDENTITY, refuse_subtracted, validate
 from .select import why_empty
 from .spans import SpanGrid, span_grid
@@ -35,7 +28,6 @@ __all__ = ["fit_master"]
 Array = NDArray[np.float64]
 
 _MAX_GROUPS = 64
-_BIN_PIXELS = 200  # a running centre from fewer pixels than this is noise
 _CHOOSE_PASS = 3  # the model is chosen among all candidates in this pass, then kept
 _USUAL = 3.0  # pixels with errors beyond this many medians say nothing of the usual noise
 _FAR = 3.0  # a scatter this many times the error, or its inverse, is not what the errors say
@@ -141,13 +133,13 @@ def fit_master(
     sums = accumulate(ds, grid, state, groups, len(group_names))
     _check_slits(ds, sums, bad_slits)
     for _ in range(_RESCALINGS):
-        factor = _scatter(sums)
-        if 1 / _FAR < factor < _FAR or sums.pixels[:, 0].sum() < _BIN_PIXELS:
+        factor = scatter_of(sums)
+        if 1 / _FAR < factor < _FAR or sums.pixels[:, 0].sum() < BIN_PIXELS:
             break
         # Errors so far from the scatter that the histogram of z cannot hold it.
         state = replace(state, unit=state.unit * float(np.clip(factor, 0.05, 20)))
         sums = accumulate(ds, grid, state, groups, len(group_names))
-    state = _next_state(state, sums, clip, state.model)
+    state = next_state(state, sums, clip, state.model)
 
     history: list[dict] = []
     fitted: Fitted | None = None
@@ -167,7 +159,7 @@ def fit_master(
         if number == _CHOOSE_PASS:
             table = fitted.table
             current = _fixed(model, fitted)
-        scatter = _scatter(sums) * state.unit
+        scatter = scatter_of(sums) * state.unit
         change = _change(previous, fitted) / scatter
         history.append(
             {
@@ -179,7 +171,7 @@ def fit_master(
         )
         if number > _CHOOSE_PASS and change < _CONVERGED:
             break
-        state = _next_state(state, sums, clip, fitted.expected)
+        state = next_state(state, sums, clip, fitted.expected)
     assert fitted is not None
     fitted.table = table
     _warn(history[-1], state)
@@ -297,61 +289,6 @@ def _start(ds: xr.Dataset, grid: SpanGrid, *, log_data: bool) -> tuple[Array, Pa
     return scale, state
 
 
-def _next_state(state: PassState, sums: PassSums, clip: float, model: Array) -> PassState:
-    """Noise, running centre and running width for the next pass."""
-    n = state.model.shape[0]
-    middle = (np.arange(sums.histogram.shape[0]) + 0.5) * BIN_SPANS
-    spans = np.arange(n) + 0.5
-    smooth = _merged(sums.histogram)
-    filled = smooth.sum(axis=1) > 0
-    quartiles = histogram_quantiles(smooth[filled], HISTOGRAM_EDGES, (0.25, 0.5, 0.75))
-    centre = np.interp(spans, middle[filled], quartiles[:, 1])
-    # Half the distance between quartiles is the MAD of a symmetric distribution.
-    width = 1.4826 * 0.5 * (quartiles[:, 2] - quartiles[:, 0])
-    width = np.interp(spans, middle[filled], np.maximum(width, 0.1))
-    model = np.where(np.isfinite(model), model, state.model)
-    gain, floor = _noise(sums, n)
-    return replace(state, model=model, gain=gain, floor=floor, centre=centre, cut=clip * width)
-
-
-def _merged(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each bin with so many of its neighbours that it holds enough pixels."""
-    out = histogram.copy()
-    cumulative = np.concatenate([[0], np.cumsum(histogram.sum(axis=1))])
-    n = histogram.shape[0]
-    for b in range(n):
-        low, high = b, b + 1
-        while cumulative[high] - cumulative[low] < _BIN_PIXELS and (low > 0 or high < n):
-            low, high = max(low - 1, 0), min(high + 1, n)
-        out[b] = histogram[low:high].sum(axis=0)
-    return out
-
-
-def _noise(sums: PassSums, n_spans: int) -> tuple[Array, Array]:
-    """Photon variance a unit of flux at the reference exposure time, and read variance, by span.
-
-    The first is from VAR_POISSON where the product has it. Where not, it is the slope of error^2
-    against flux at fixed wavelength: errors derived from a pixel's own counts follow its own noise.
-    The second is what is left of the mean error^2. It is one number a bin, since error^2 less the
-    photon noise of a pixel's own counts would follow the datum again.
-    """
-    kernel = np.ones(5)
-    n, x, photon, e2, xx, xe = (np.convolve(c, kernel, "same") for c in sums.noise.T)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        slope = (n * xe - x * e2) / (n * xx - x * x)
-        gain = np.clip(np.where(photon > 0, photon / x, slope), 0, e2 / x)
-        read = np.maximum(e2 - gain * x, 0.01 * e2) / n
-    middle = (np.arange(n.size) + 0.5) * BIN_SPANS
-    spans = np.arange(n_spans) + 0.5
-    good = np.isfinite(gain) & np.isfinite(read) & (x > 0)
-    if not good.any():
-        return np.full(n_spans, np.nan), np.zeros(n_spans)
-    return (
-        np.interp(spans, middle[good], gain[good]),
-        np.interp(spans, middle[good], read[good]),
-    )
-
-
 def _fixed(model: BSpline | LogPolynomial, fitted: Fitted) -> BSpline | LogPolynomial:
     """The model with what was chosen written in."""
     if isinstance(model, BSpline):
@@ -370,13 +307,6 @@ def _change(previous: Fitted | None, fitted: Fitted) -> float:
     with np.errstate(invalid="ignore"):
         change = np.abs(fitted.expected - previous.expected)[:, 0] / fitted.sky_error[:, 0]
     return float(np.nanmax(change))
-
-
-def _scatter(sums: PassSums) -> float:
-    """Scaled MAD of all residuals, in units of the model's error."""
-    total = sums.histogram.sum(axis=0, keepdims=True)
-    low, high = histogram_quantiles(total, HISTOGRAM_EDGES, (0.25, 0.75))[0]
-    return float(1.4826 * 0.5 * (high - low))
 
 
 def _warn(last: dict, state: PassState) -> None:

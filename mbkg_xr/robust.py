@@ -1,0 +1,83 @@
+"""What a pass over the pixels says of noise and outliers: the state of the next pass.
+
+Everything here works on the histograms and sums of `mbkg_xr.moments.PassSums`, never on pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .histograms import histogram_quantiles
+from .moments import BIN_SPANS, HISTOGRAM_EDGES, PassState, PassSums
+
+__all__ = ["BIN_PIXELS", "next_state", "scatter_of"]
+
+Array = NDArray[np.float64]
+
+#: A running centre from fewer pixels than this is noise.
+BIN_PIXELS = 200
+
+
+def next_state(state: PassState, sums: PassSums, clip: float, model: Array) -> PassState:
+    """Noise, running centre and running width for the next pass."""
+    n = state.model.shape[0]
+    middle = (np.arange(sums.histogram.shape[0]) + 0.5) * BIN_SPANS
+    spans = np.arange(n) + 0.5
+    smooth = _merged(sums.histogram)
+    filled = smooth.sum(axis=1) > 0
+    quartiles = histogram_quantiles(smooth[filled], HISTOGRAM_EDGES, (0.25, 0.5, 0.75))
+    centre = np.interp(spans, middle[filled], quartiles[:, 1])
+    # Half the distance between quartiles is the MAD of a symmetric distribution.
+    width = 1.4826 * 0.5 * (quartiles[:, 2] - quartiles[:, 0])
+    width = np.interp(spans, middle[filled], np.maximum(width, 0.1))
+    model = np.where(np.isfinite(model), model, state.model)
+    gain, floor = _noise(sums, n)
+    return replace(state, model=model, gain=gain, floor=floor, centre=centre, cut=clip * width)
+
+
+def _merged(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each bin with so many of its neighbours that it holds enough pixels."""
+    out = histogram.copy()
+    cumulative = np.concatenate([[0], np.cumsum(histogram.sum(axis=1))])
+    n = histogram.shape[0]
+    for b in range(n):
+        low, high = b, b + 1
+        while cumulative[high] - cumulative[low] < BIN_PIXELS and (low > 0 or high < n):
+            low, high = max(low - 1, 0), min(high + 1, n)
+        out[b] = histogram[low:high].sum(axis=0)
+    return out
+
+
+def _noise(sums: PassSums, n_spans: int) -> tuple[Array, Array]:
+    """Photon variance a unit of flux at the reference exposure time, and read variance, by span.
+
+    The first is from VAR_POISSON where the product has it. Where not, it is the slope of error^2
+    against flux at fixed wavelength: errors derived from a pixel's own counts follow its own noise.
+    The second is what is left of the mean error^2. It is one number a bin, since error^2 less the
+    photon noise of a pixel's own counts would follow the datum again.
+    """
+    kernel = np.ones(5)
+    n, x, photon, e2, xx, xe = (np.convolve(c, kernel, "same") for c in sums.noise.T)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = (n * xe - x * e2) / (n * xx - x * x)
+        gain = np.clip(np.where(photon > 0, photon / x, slope), 0, e2 / x)
+        read = np.maximum(e2 - gain * x, 0.01 * e2) / n
+    middle = (np.arange(n.size) + 0.5) * BIN_SPANS
+    spans = np.arange(n_spans) + 0.5
+    good = np.isfinite(gain) & np.isfinite(read) & (x > 0)
+    if not good.any():
+        return np.full(n_spans, np.nan), np.zeros(n_spans)
+    return (
+        np.interp(spans, middle[good], gain[good]),
+        np.interp(spans, middle[good], read[good]),
+    )
+
+
+def scatter_of(sums: PassSums) -> float:
+    """Scaled MAD of all residuals, in units of the model's error."""
+    total = sums.histogram.sum(axis=0, keepdims=True)
+    low, high = histogram_quantiles(total, HISTOGRAM_EDGES, (0.25, 0.75))[0]
+    return float(1.4826 * 0.5 * (high - low))
