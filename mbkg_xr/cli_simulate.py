@@ -40,6 +40,8 @@ _NUMBERS: dict[str, tuple[type, str]] = {
     "contaminated_fraction": (float, "Of slitlets with a second source in an empty shutter."),
     "throughput_scatter": (float, "Standard deviation of the slitlets' log throughput."),
     "colour_scatter": (float, "Standard deviation of its change over the band."),
+    "flat_share": (float, "Share of that variance that is left of the spectrograph flat."),
+    "pixel_flat": (float, "Pixel-to-pixel error of the flat; 0.004: as of CEERS slitlets."),
     "pedestal": (float, "Offset of each exposure, in units of the read noise of a pixel."),
     "sky_drift": (float, "Relative change of the sky from exposure to exposure."),
     "leak": (float, "Share of a source's light in wide wings."),

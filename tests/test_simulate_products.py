@@ -9,7 +9,7 @@ from astropy.io import fits
 
 from mbkg_xr.errors import ParameterError, StoreError
 from mbkg_xr.quality import NIPS_FLAGS
-from mbkg_xr.simulate import simulate_program, write_jwst, write_nips
+from mbkg_xr.simulate import simulate_program, sky_spectrum, write_jwst, write_nips
 
 datamodels = pytest.importorskip("stdatamodels.jwst.datamodels")
 
@@ -261,3 +261,64 @@ def test_the_official_pipeline_reads_the_metafile_as_we_do(jwst_files, opened):
             ):
                 assert str(getattr(slit, name)) == str(getattr(ours, name)), (path.name, name)
             assert slit.ymin + slit.ymax == pytest.approx(ours.slit_ymin + ours.slit_ymax)
+
+
+def test_the_official_pipeline_knows_and_subtracts_the_background(programme, opened):
+    """The true sky as a 1-D master, by the pipeline's own functions."""
+    official = pytest.importorskip("jwst.master_background.nirspec_utils")
+    wavelength = np.linspace(0.5, 5.5, 4000)
+    table = np.zeros(wavelength.size, datamodels.CombinedSpecModel().get_dtype("spec_table"))
+    table["WAVELENGTH"], table["SURF_BRIGHT"] = wavelength, sky_spectrum(wavelength)
+    master = datamodels.CombinedSpecModel(spec_table=table)
+    for path, model in opened[:2]:
+        made = official.map_to_science_slits(model, master)
+        left = official.apply_master_background(model.copy(), made)
+        assert len(made.slits) == len(left.slits) == len(model.slits)
+        for slit, sky, rest in zip(model.slits, made.slits, left.slits, strict=True):
+            one, _ = the_slit(programme, path, slit)
+            assert official.is_background_msa_slit(slit) == bool(one.is_background)
+            true = one.true_sky.values
+            inside = np.isfinite(true) & (slit.wavelength > 0.7) & (slit.wavelength < 5.2)
+            # The drift of this exposure, and the curvature of the sky within a pixel.
+            np.testing.assert_allclose(sky.data[inside], true[inside], rtol=0.06)
+            centre = np.abs(one.yrel.values - np.round(one.yrel.values)) < 0.2
+            usable = inside & centre & (one.quality.values & 1 == 0)
+            if one.is_background and not one.contaminated:
+                assert abs(np.median(rest.data[usable] / true[usable])) < 0.12
+
+
+def test_the_official_pipeline_rectifies_them(programme, opened, monkeypatch):
+    monkeypatch.setenv("STPIPE_DISABLE_CRDS_STEPPARS", "true")
+    resample = pytest.importorskip("jwst.resample").ResampleSpecStep
+    path, model = opened[0]
+    rectified = resample().run(model.copy())
+    assert rectified.meta.cal_step.resample == "COMPLETE"
+    assert len(rectified.slits) == len(model.slits)
+    for slit, flat in zip(model.slits, rectified.slits, strict=True):
+        one, _ = the_slit(programme, path, slit)
+        assert flat.source_name == slit.source_name
+        # Wavelength is one a column now, and rises.
+        y, x = np.mgrid[: flat.data.shape[0], : flat.data.shape[1]].astype(float)
+        _, _, wavelength = flat.meta.wcs(x, y)
+        assert np.nanmax(np.nanstd(wavelength, axis=0)) < 1e-6
+        assert np.all(np.diff(wavelength[flat.data.shape[0] // 2]) > 0)
+        ends = np.nanmin(slit.wavelength), np.nanmax(slit.wavelength)
+        assert np.nanmin(wavelength) == pytest.approx(ends[0], abs=0.05)
+        assert np.nanmax(wavelength) == pytest.approx(ends[1], abs=0.05)
+        if one.is_background:
+            level = np.nanmedian(one.true_background.values)
+            assert np.nanmedian(flat.data[flat.data != 0]) == pytest.approx(level, rel=0.15)
+
+
+def test_the_flats_error_is_in_var_flat(tmp_path):
+    ds = simulate_program(exposures=1, slits=2, background_slits=1, pixel_flat=0.004, seed=3)
+    for path, model in models(write_jwst(ds, tmp_path)):
+        for slit in model.slits:
+            one, _ = the_slit(ds.compute(), path, slit)
+            np.testing.assert_array_equal(slit.var_flat, one.var_flat.values)
+            good = np.isfinite(slit.wavelength) & (slit.dq & 1 == 0)
+            np.testing.assert_allclose(
+                slit.var_flat[good], (0.004 * slit.data[good]) ** 2, rtol=1e-5
+            )
+            total = slit.var_rnoise + slit.var_poisson + slit.var_flat
+            np.testing.assert_allclose(slit.err[good] ** 2, total[good], rtol=1e-5)

@@ -1,14 +1,20 @@
 """The simulated programme as a lazy slit dataset with known truth."""
 
 import pickle
+from pathlib import Path
 
 import dask
 import numpy as np
 import pytest
+from astropy.io import fits
+from scipy.interpolate import BSpline
 
 from mbkg_xr.errors import ParameterError
 from mbkg_xr.schema import validate
 from mbkg_xr.simulate import get_disperser, simulate_program, sky_mean
+from mbkg_xr.simulate.instrument import spectrograph_flat
+
+FLAT = Path(__file__).resolve().parents[2] / "shared" / "data" / "flat"
 
 CLEAN = {
     "throughput_scatter": 0,
@@ -194,6 +200,86 @@ def test_throughput_and_colour_scatter_as_asked():
     assert float(ratio.std()) == pytest.approx(0.02, rel=0.4)
 
 
+def test_spectrograph_flat_is_smooth_over_the_quadrant_and_as_measured():
+    """All the colour from the flat: two visits with other shutters obey one smooth field."""
+    asked = CLEAN | {"colour_scatter": 0.0153, "flat_share": 1.0}  # all that was measured
+    ds = small(exposures=1, visits=2, slits=60, background_slits=60, **asked)
+    ratio = ds.true_background / ds.true_sky
+    ratio = ratio.where(centres(ds, 0.15)).compute()
+    low = ratio.where((ds.wavelength > 0.65) & (ds.wavelength < 1.2)).median(("y", "x"))
+    high = ratio.where((ds.wavelength > 3.5) & (ds.wavelength < 5)).median(("y", "x"))
+    tint = (high / low - 1).values
+    r, c = (ds.shutter_row.values - 183) / 182, (ds.shutter_column.values - 86) / 85
+    for quadrant in (1, 2, 3, 4):
+        here = (ds.quadrant.values == quadrant) & np.isfinite(tint)
+        if here.sum() < 12:
+            continue
+        a, b = r[here], c[here]
+        basis = np.stack([a**0, a, b, a * a, a * b, b * b], axis=1)
+        rest = tint[here] - basis @ np.linalg.lstsq(basis, tint[here], rcond=None)[0]
+        assert np.std(rest) < 0.004
+    assert 0.01 < np.nanstd(tint) < 0.06
+    assert 0.005 < float(np.log(ds.true_scale).std()) < 0.03
+
+
+def test_spectrograph_flat_follows_the_coefficients():
+    """The numbers in the code against the files they were read from, in every quadrant."""
+    files = sorted(FLAT.glob("sflat_coeffs_prism_q?.fits"))
+    if not files:
+        pytest.skip(f"no flat coefficients at {FLAT}")
+    knots = np.r_[[0] * 4, 0.25, 0.5, 0.75, [1] * 4]
+    r, c = (a.ravel() for a in np.meshgrid(np.linspace(-0.8, 0.8, 9), np.linspace(-0.75, 0.75, 9)))
+    row, column = 183 + 182 * r, 86 + 85 * c
+    low, high = np.log(get_disperser("PRISM").band)
+    measured, ours = [], []
+    for quadrant, path in enumerate(files, 1):
+        table = fits.getdata(path)
+        used = (table["nsrc"] > 0) & (table["wave"] > 0.62) & (table["wave"] < 5.3)
+        across, along = (
+            BSpline.design_matrix(x, knots, 3).toarray() for x in (column / 180, row / 370)
+        )
+        shape = np.einsum("ny,nx->nyx", across, along).reshape(r.size, 49)
+        flat = np.log(np.clip(table["coeffs"][used] @ shape.T, 0.5, 2))
+        phase = (2 * np.log(table["wave"][used]) - low - high) / (high - low)
+        terms = np.stack([spectrograph_flat(quadrant, *p) for p in zip(row, column, strict=True)])
+        measured.append(flat)
+        ours.append(0.0153 * np.polynomial.legendre.legval(phase, terms.T).T)
+    n_waves = min(map(len, measured))  # their wavelengths differ by less than 0.01 um
+    # What is common to all slits is no difference between slits.
+    measured, ours = (np.stack([b[:n_waves] for b in a]) for a in (measured, ours))
+    measured = measured - np.median(measured, axis=(0, 2), keepdims=True)
+    ours = ours - np.median(ours, axis=(0, 2), keepdims=True)
+    usual = np.abs(measured) < 0.1
+    slope = np.mean(measured[usual] * ours[usual]) / np.mean(ours[usual] ** 2)
+    assert slope == pytest.approx(1, abs=0.15)
+    assert np.corrcoef(measured[usual], ours[usual])[0, 1] > 0.6
+
+
+def test_pixel_flat_is_the_detectors():
+    quiet = CLEAN | {"flagged_fraction": 0}
+    ds = small(**quiet, pixel_flat=0.004, seed=4).compute()
+    without = small(**quiet, seed=4).compute()
+    flat = (ds.true_background / without.true_background).values - 1
+    inside = np.isfinite(flat)
+    assert np.std(flat[inside]) == pytest.approx(0.004, rel=0.02)
+    assert abs(np.mean(flat[inside])) < 1e-4
+    nods = [flat[ds.nod.values == n] for n in (1, 2, 3)]
+    for other in nods[1:]:
+        np.testing.assert_allclose(other, nods[0], atol=2e-7)
+    good = inside & usable(ds)
+    np.testing.assert_allclose(
+        ds.var_flat.values[good], (0.004 * ds.flux.values[good]) ** 2, rtol=1e-5
+    )
+    total = ds.var_rnoise + ds.var_poisson + ds.var_flat
+    np.testing.assert_allclose(ds.error.values[good] ** 2, total.values[good], rtol=1e-5)
+    assert "var_flat" not in without
+
+
+def test_flats_of_no_size_change_nothing():
+    a, b = (small(colour_scatter=0, flat_share=s, seed=4).compute() for s in (0.0, 1.0))
+    assert a.identical(b)
+
+
 def test_pedestal_is_one_offset_for_each_exposure_and_detector():
     ds = small(**CLEAN | {"pedestal": 0.3}, background_slits=8, detectors=("NRS1", "NRS2"))
     ds = ds.isel(slit=slice(None, None, 2)).compute()
@@ -336,6 +422,8 @@ def test_prism_cut_outs_are_of_the_usual_size():
         ({"signal_to_noise": -3}, "signal_to_noise"),
         ({"throughput_scatter": np.nan}, "throughput_scatter"),
         ({"sky": "sunny"}, "unknown sky"),
+        ({"flat_share": 1.1}, "flat_share"),
+        ({"pixel_flat": -0.1}, "pixel_flat"),
         ({"seed": -1}, "seed"),
     ],
 )

@@ -17,6 +17,7 @@ __all__ = [
     "path_loss",
     "point_path_loss",
     "point_response",
+    "spectrograph_flat",
 ]
 
 # Transmission of a shutter against yrel: an opening of half height h about its centre + offset,
@@ -49,6 +50,44 @@ _UNIFORM = np.array(
 # Source: PATHLOSS_PS of the same slitlets, whose source lies a quarter shutter off centre; the
 # value below 1.5 um is held.
 _POINT = ((1.5, 2.0, 3.0, 4.0, 5.0, 5.3), (0.853, 0.812, 0.677, 0.612, 0.650, 0.653))
+
+# Log of the spectrograph flat: for each MSA quadrant, for Legendre polynomials of degree 0 to 3 of
+# the phase of log wavelength over the PRISM band, a quadratic in r = (row - 183) / 182 and
+# c = (column - 86) / 85, in the order 1, r, c, r^2, r c, c^2. Source: robust fits, at the shutters
+# of the CEERS PRISM traces and 0.62 to 5.3 um, to the spline coefficients published with msaexp
+# (MIT licence): what 500 to 740 slits a quadrant show after the pipeline's own flat. These scatter
+# about it by 0.012 to 0.026, partly for want of slits; what is common to all slits was removed.
+_FLAT = 1e-4 * np.array(
+    [
+        [
+            [83, 25, -12, 41, -5, 25],
+            [-34, -100, 143, -295, 55, -102],
+            [162, 26, -19, -243, 39, 2],
+            [-195, 16, 15, 98, -53, 77],
+        ],
+        [
+            [-13, 22, -191, -191, 12, -41],
+            [45, 143, -92, 21, 47, -166],
+            [70, 43, -40, -155, 74, 4],
+            [-175, 52, 55, 201, -24, 10],
+        ],
+        [
+            [-28, -189, 59, -47, 96, 1],
+            [-117, 52, 257, -42, 19, 7],
+            [49, 66, -76, -36, -61, 46],
+            [23, -10, 50, 27, -34, -14],
+        ],
+        [
+            [5, -205, -158, 70, -141, 8],
+            [367, -81, 42, -91, 134, -74],
+            [-163, -150, -95, 50, 82, -6],
+            [236, 38, 24, -109, 282, 27],
+        ],
+    ],
+    dtype=float,
+)
+# The standard deviation of its colour (degrees 1 to 3) over the four quadrants and the band.
+_FLAT_COLOUR = 0.0153
 
 _Number = float | np.ndarray
 _YREL_STEP = 1 / 256
@@ -148,6 +187,32 @@ def colour_term(phase: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     c1, c2, c3 = coefficients
     square = phase * phase
     return 1 + phase * (c1 + c3 * (2.5 * square - 1.5)) + c2 * (1.5 * square - 0.5)
+
+
+def spectrograph_flat(quadrant: int, row: float, column: float) -> np.ndarray:
+    """Shape of the spectrograph flat at a shutter, relative to the mean over the MSA.
+
+    It was measured with the PRISM. For gratings the same shape is taken over their own band, as
+    there are no coefficients for them at hand.
+
+    Parameters
+    ----------
+    quadrant, row, column
+        MSA quadrant (1 to 4), and the shutter's place along and across dispersion.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(4,)``: coefficients of Legendre polynomials of degree 0 to 3 of the phase of log
+        wavelength over the band, in units of the standard deviation of its colour over the MSA.
+
+    Examples
+    --------
+    >>> spectrograph_flat(4, 183, 86).round(2).tolist()
+    [0.03, 2.4, -1.07, 1.54]
+    """
+    r, c = (row - 183) / 182, (column - 86) / 85
+    return _FLAT[quadrant - 1] @ np.array([1.0, r, c, r * r, r * c, c * c]) / _FLAT_COLOUR
 
 
 def _transmission(

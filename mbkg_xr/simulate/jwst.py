@@ -129,6 +129,7 @@ def _planes(one: xr.Dataset, rows: slice, columns: slice) -> dict[str, np.ndarra
     reference[outside] = np.nan
     point = _is_point(one)
     factor = PIXEL_AREA if point else 1.0
+    var_flat = one["var_flat"].values[rows, columns] if "var_flat" in one else 0.0
     return {
         "data": (pixels["flux"] * factor).astype(np.float32),
         "err": (pixels["error"] * factor).astype(np.float32),
@@ -136,7 +137,9 @@ def _planes(one: xr.Dataset, rows: slice, columns: slice) -> dict[str, np.ndarra
         "wavelength": pixels["wavelength"],
         "var_rnoise": (pixels["var_rnoise"] * np.float64(factor) ** 2).astype(np.float32),
         "var_poisson": (pixels["var_poisson"] * np.float64(factor) ** 2).astype(np.float32),
-        "var_flat": np.where(outside, np.nan, 0.0).astype(np.float32),
+        "var_flat": np.where(outside, np.nan, var_flat * np.float64(factor) ** 2).astype(
+            np.float32
+        ),
         "barshadow": (np.where(outside, np.nan, 1.0) if point else reference).astype(np.float32),
         "pathloss_uniform": path_loss(wavelength).astype(np.float32),
         "pathloss_point": point_path_loss(wavelength).astype(np.float32),

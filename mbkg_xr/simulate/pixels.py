@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from scipy.special import ndtri
 
 from ..quality import JWST_FLAGS
 from .dispersers import OVERSAMPLING, Disperser
@@ -54,9 +55,9 @@ PLAN = np.dtype(
 #: Pixel variables that are made, and their types.
 OUTPUT = {
     **dict.fromkeys(
-        ("flux", "error", "var_rnoise", "var_poisson", "wavelength", "yrel", "response"), np.float32
+        ("flux", "error", "var_rnoise", "var_poisson", "var_flat", "wavelength", "yrel"), np.float32
     ),
-    **dict.fromkeys(("true_background", "true_sky"), np.float32),
+    **dict.fromkeys(("response", "true_background", "true_sky"), np.float32),
     "quality": np.uint32,
     "outlier": np.bool_,
 }
@@ -76,6 +77,7 @@ class Settings:
     error_scale: float
     outlier_fraction: float
     flagged_fraction: float
+    pixel_flat: float
     leak: float
     barshadow_mismatch: float
 
@@ -151,6 +153,11 @@ def _make_slit(slit: np.void, settings: Settings) -> dict[str, np.ndarray]:
     sky = _pixel_mean_sky(slit, trace, u, tables)
     light = colour_term(_phase(wavelength, settings.disperser), slit["colour"])
     light *= slit["scale"] * residual
+    detector_key = int(settings.seed) * 1_000_003 + 8 * int(slit["detector"])
+    if settings.pixel_flat:
+        # Of the detector's pixels, whichever slit and exposure they serve.
+        uniform = np.clip(pixel_hash(rows, columns, detector_key + 1), 1e-12, 1 - 1e-12)
+        light *= 1 + settings.pixel_flat * ndtri(uniform)
     grid, *levels = _noise_tables(settings)
     read, photon = (
         level * response / reference
@@ -161,8 +168,8 @@ def _make_slit(slit: np.void, settings: Settings) -> dict[str, np.ndarray]:
 
     rng = slit_rng(settings.seed, 1, slit["exposure"], slit["detector"], slit["slitlet"])
     chance = rng.random((3, *u.shape), dtype=np.float32)
-    key = int(settings.seed) * 1_000_003 + 8 * int(slit["detector"])
-    quality = bad_pixels(pixel_hash(rows, columns, key), chance[2], settings.flagged_fraction)
+    fixed = pixel_hash(rows, columns, detector_key)
+    quality = bad_pixels(fixed, chance[2], settings.flagged_fraction)
     cut = 1 / np.clip(chance[0] / _CUT_RAMPS, 1 / _CUT_MOST, 1)
     var_rnoise = read * read * cut
     var_rnoise[quality == DEAF] = DEAF_ERROR**2
@@ -173,12 +180,13 @@ def _make_slit(slit: np.void, settings: Settings) -> dict[str, np.ndarray]:
     flux[outlier] += sigma[outlier] * _outliers(int(outlier.sum()), rng)
     # As STScI does it: the photon noise is that of the pixel's own counts, noise and all.
     var_poisson = photon * np.maximum(flux, 0)
-    error = np.sqrt(var_rnoise + var_poisson)
+    var_flat = (settings.pixel_flat * flux) ** 2
+    error = np.sqrt(var_rnoise + var_poisson + var_flat)
 
     bad = inside & ((quality & JWST_FLAGS["DO_NOT_USE"]) != 0)
     outlier &= ~bad
     flux[bad], error[bad] = wild_values(int(bad.sum()), rng)
-    var_rnoise[bad] = var_poisson[bad] = 0.0
+    var_rnoise[bad] = var_poisson[bad] = var_flat[bad] = 0.0
     quality[~inside] = JWST_FLAGS["DO_NOT_USE"]
 
     made = {
@@ -186,6 +194,7 @@ def _make_slit(slit: np.void, settings: Settings) -> dict[str, np.ndarray]:
         "error": error,
         "var_rnoise": var_rnoise,
         "var_poisson": var_poisson,
+        "var_flat": var_flat,
         "wavelength": wavelength,
         "yrel": yrel,
         "response": response,

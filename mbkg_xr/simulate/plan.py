@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import ParameterError
 from .dispersers import Disperser
 from .geometry import MSA_SHAPE, cutout, shutter_positions, trace
+from .instrument import spectrograph_flat
 from .pixels import DETECTORS, PLAN, slit_rng
 
 __all__ = ["Observing", "Slitlet", "open_slitlets", "plan_slits", "source_position"]
@@ -33,6 +34,7 @@ class Observing:
     disperser: Disperser
     throughput_scatter: float
     colour_scatter: float
+    flat_share: float
     pedestal: float
     sky_drift: float
     contaminated_fraction: float
@@ -195,8 +197,10 @@ def _slit_record(
     own = slit_rng(observing.seed, 7, visit, slitlet.number, within, int(record["detector"]))
     own_normal = own.standard_normal(4)
     scatter = np.sqrt(0.8) * normal[0] + np.sqrt(0.2) * own_normal[0]
-    record["scale"] = np.exp(observing.throughput_scatter * scatter)
-    record["colour"] = _colour(observing, slitlet, normal[1:4], own_normal[1:4])
+    flat = observing.colour_scatter * np.sqrt(observing.flat_share)
+    flat = flat * spectrograph_flat(slitlet.quadrant, slitlet.row, slitlet.column)
+    record["scale"] = np.exp(observing.throughput_scatter * scatter + flat[0])
+    record["colour"] = flat[1:] + _colour(observing, normal[1:4], own_normal[1:4])
     here = source_position(slitlet.n_shutters, observing.nods, within)
     nodded = here - source_position(slitlet.n_shutters, observing.nods, 0)
     record["source"] = np.nan
@@ -224,19 +228,15 @@ def _slit_record(
     return record
 
 
-def _colour(
-    observing: Observing, slitlet: Slitlet, of_slitlet: np.ndarray, of_slit: np.ndarray
-) -> np.ndarray:
-    """A third of the variance each: smooth over the quadrant as the spectrograph flat, of the
-    slitlet, and of the slit in this exposure.
+def _colour(observing: Observing, of_slitlet: np.ndarray, of_slit: np.ndarray) -> np.ndarray:
+    """What the spectrograph flat leaves of the variance: half of the slitlet, and half of the slit
+    in this exposure.
     """
-    modes = slit_rng(observing.seed, 6, slitlet.quadrant).standard_normal((3, 2))
-    place = np.array([slitlet.row / MSA_SHAPE[0], slitlet.column / MSA_SHAPE[1]]) - 0.5
-    smooth = modes @ np.sin(np.pi * place)  # of unit variance over a quadrant
     # Legendre polynomials of degree 1, 2, 3 have mean squares 1/3, 1/5, 1/7 over the band: the
     # factors give each degree a third of the variance.
     degree = np.sqrt(np.array([3.0, 5.0, 7.0]) / 3)
-    return observing.colour_scatter * degree * (smooth + of_slitlet + of_slit) / np.sqrt(3)
+    own = np.sqrt((1 - observing.flat_share) / 2)
+    return observing.colour_scatter * own * degree * (of_slitlet + of_slit)
 
 
 def _slit_coords(

@@ -45,6 +45,8 @@ def simulate_program(
     read_noise: float = 1.0,
     throughput_scatter: float = 0.03,
     colour_scatter: float = 0.02,
+    flat_share: float = 0.33,
+    pixel_flat: float = 0.0,
     pedestal: float = 0.1,
     sky_drift: float = 0.01,
     outlier_fraction: float = 0.006,
@@ -90,6 +92,17 @@ def simulate_program(
         Standard deviation of the slitlets' log throughput.
     colour_scatter
         Standard deviation of its smooth change over the band (cubic in log wavelength).
+    flat_share
+        Share of the variance of `colour_scatter` that is what calibration leaves of the
+        spectrograph flat: smooth over each MSA quadrant, with the shape that CEERS and other PRISM
+        slits show. The rest is of the slitlet and of the slit in one exposure, half each. By
+        default 0.75 of the measured flat is left; its mean over the band goes to ``true_scale``.
+    pixel_flat
+        Relative standard deviation of what calibration leaves of the detector's flat, pixel by
+        pixel and the same in all exposures, and the flat's error that ``error`` counts:
+        ``error^2 = var_rnoise + var_poisson + (pixel_flat flux)^2``. It is 0.004 in the CEERS
+        slitlets, the median of sqrt(VAR_FLAT) / SCI. NIPS products have no place for that part of
+        the variance: their readers take it for photon noise.
     pedestal
         Standard deviation of an additive offset for each exposure and detector, in units of the
         read noise of one pixel (and, like it, larger where the throughput is low).
@@ -119,7 +132,7 @@ def simulate_program(
     xarray.Dataset
         A slit dataset (``slit, y, x``) in MJy/sr, of dask arrays; nothing is computed. With the
         truth: ``true_background`` (what a perfect subtraction removes: sky times throughput,
-        colour and bar shadow left in, plus pedestal; MJy/sr), ``true_sky`` (the sky alone),
+        colour, flats and bar shadow left in, plus pedestal; MJy/sr), ``true_sky`` (the sky alone),
         ``outlier`` (all ``slit, y, x``), ``true_scale`` (throughput), ``true_x_offset`` (columns
         by which the grating wheel moved the visit's spectra) and ``contaminated`` (``slit``).
 
@@ -152,6 +165,7 @@ def simulate_program(
             "read_noise": read_noise,
             "throughput_scatter": throughput_scatter,
             "colour_scatter": colour_scatter,
+            "pixel_flat": pixel_flat,
             "pedestal": pedestal,
             "sky_drift": sky_drift,
             "barshadow_mismatch": barshadow_mismatch,
@@ -162,6 +176,7 @@ def simulate_program(
             "contaminated_fraction": contaminated_fraction,
             "leak": leak,
         },
+        shares={"flat_share": flat_share},
         nods=nods,
         n_shutters=n_shutters,
         detectors=detectors,
@@ -186,6 +201,7 @@ def simulate_program(
         disperser=disperser,
         throughput_scatter=throughput_scatter,
         colour_scatter=colour_scatter,
+        flat_share=flat_share,
         pedestal=pedestal,
         sky_drift=sky_drift,
         contaminated_fraction=contaminated_fraction,
@@ -202,6 +218,7 @@ def simulate_program(
         error_scale=error_scale,
         outlier_fraction=outlier_fraction,
         flagged_fraction=flagged_fraction,
+        pixel_flat=pixel_flat,
         leak=leak,
         barshadow_mismatch=barshadow_mismatch,
     )
@@ -213,6 +230,8 @@ def simulate_program(
     quality = pixels.pop("quality")
     if calibration == "EXTENDED":
         del pixels["response"]  # 1 everywhere
+    if not pixel_flat:
+        del pixels["var_flat"]  # 0 everywhere
     ds = slit_dataset(
         pixels,
         quality,
@@ -221,6 +240,8 @@ def simulate_program(
         configuration=configuration_name(disperser.grating, disperser.filter),
         attrs={"grating": disperser.grating, "filter": disperser.filter, "seed": seed},
     )
+    if pixel_flat:
+        ds["var_flat"].attrs["long_name"] = "variance of flux by the flat's error"
     for name, text in _TRUTH.items():
         ds[name].attrs["long_name"] = text
     ds["true_background"].attrs["units"] = ds["true_sky"].attrs["units"] = "MJy/sr"
@@ -285,6 +306,7 @@ def _check(
     positive: Mapping[str, float],
     nonnegative: Mapping[str, float],
     fractions: Mapping[str, float],
+    shares: Mapping[str, float],
     nods: int,
     n_shutters: int | Mapping[int, float],
     detectors: Sequence[str],
@@ -308,6 +330,9 @@ def _check(
     for name, value in fractions.items():
         if not 0 <= value < 1:
             refuse(name, "a fraction: at least 0 and below 1", value)
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            refuse(name, "a share: from 0 to 1", value)
     if nods not in _NODS:
         refuse("nods", f"one of {_NODS}", nods)
     mapping = dict(n_shutters) if isinstance(n_shutters, Mapping) else {n_shutters: 1.0}
