@@ -3,7 +3,7 @@
     python .ci/readme.py commands   the two commands, from the project's root
     python .ci/readme.py rest       all other blocks, in a scratch directory
 
-Python blocks share one interpreter, as a reader's session would. The scratch directory holds
+Python blocks share one interpreter, as they would for a reader. The scratch directory holds
 `examples` and, where the real slitlets are at hand, `slitlets`; without them the blocks that need
 them are counted as skipped.
 """

@@ -292,6 +292,7 @@ def test_own_candidates(faint, model):
     assert master.score_chosen.values.sum() == 1
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("shift", [-0.3, -2.0])
 @pytest.mark.parametrize(
     "model", [mx.BSpline(), mx.LogPolynomial(), mx.LogPolynomial(method="seed")]
