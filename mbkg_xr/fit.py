@@ -155,10 +155,10 @@ def fit_master(
             )
         if number == _CHOOSE_PASS:
             current = model
-        previous, fitted = fitted, current.fit(problem)
+        previous, fitted = fitted, current.fit(problem, heldout=False)
         if number == _CHOOSE_PASS:
             table = fitted.table
-            current = _fixed(model, fitted)
+            current = model.fixed(fitted)
         scatter = scatter_of(sums) * state.unit
         change = _change(previous, fitted) / scatter
         history.append(
@@ -172,7 +172,8 @@ def fit_master(
         if number > _CHOOSE_PASS and change < _CONVERGED:
             break
         state = next_state(state, sums, clip, fitted.expected)
-    assert fitted is not None
+    # Held-out masters are costly, and only those of the last pass are kept.
+    fitted = current.fit(problem)
     fitted.table = table
     _warn(history[-1], state)
     return build_master(
@@ -287,17 +288,6 @@ def _start(ds: xr.Dataset, grid: SpanGrid, *, log_data: bool) -> tuple[Array, Pa
         log=log_data,
     )
     return scale, state
-
-
-def _fixed(model: BSpline | LogPolynomial, fitted: Fitted) -> BSpline | LogPolynomial:
-    """The model with what was chosen written in."""
-    if isinstance(model, BSpline):
-        return replace(
-            model,
-            spacing=int(fitted.description["spacing"]),
-            penalty=float(fitted.description["penalty"]),
-        )
-    return replace(model, degree=int(fitted.description["degree"]))
 
 
 def _change(previous: Fitted | None, fitted: Fitted) -> float:

@@ -230,7 +230,7 @@ def sample_master(master: xr.Dataset, *, tolerance: float = 1e-3) -> xr.Dataset:
     return xr.Dataset(
         {
             "sky": ("wavelength", sky, {"units": units}),
-            "sky_error": ("wavelength", _error_at(master, grid, wavelength), {"units": units}),
+            "sky_error": ("wavelength", error_at(master, grid, wavelength), {"units": units}),
         },
         {"wavelength": ("wavelength", wavelength, {"units": "um"})},
         attrs={
@@ -241,7 +241,8 @@ def sample_master(master: xr.Dataset, *, tolerance: float = 1e-3) -> xr.Dataset:
     )
 
 
-def _error_at(master: xr.Dataset, grid: SpanGrid, wavelength: Array) -> Array:
+def error_at(master: xr.Dataset, grid: SpanGrid, wavelength: Array) -> Array:
+    """Standard error of the sky, linear between the nodes; not cut to the fitted range."""
     nodes = (np.arange(grid.size)[:, None] + ERROR_NODES).ravel()
     error = master["sky_error"].values.ravel()
     good = np.isfinite(error)

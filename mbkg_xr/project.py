@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .blocks import map_slits
 from .errors import DatasetError, ParameterError
-from .master import ERROR_NODES, master_grid, sample_master
+from .master import error_at, master_grid, sample_master
 from .rebin import pixel_corners, rebin2d
 from .schema import PIXEL_DIMS, SLIT_IDENTITY, validate
 from .spans import SpanGrid, find_span
@@ -177,12 +177,11 @@ def project_master(
             ds["flux"],
             wavelength,
             ds["yrel"].data,
-            which,
             *([] if response is None else [response]),
             dtype=np.float32,
             outputs=3,
             grid=grid,
-            master=master.load(),
+            master=master.compute(),
         )
         names = ["background", "background_error", "coverage"]
     attrs = {
@@ -343,13 +342,11 @@ def _project_pixels(
 def _rebin_block(
     wavelength: NDArray,
     yrel: NDArray,
-    which: NDArray,
     response: NDArray | None = None,
     *,
     grid: SpanGrid,
     master: xr.Dataset,
 ) -> NDArray[np.float32]:
-    del which  # one master serves all slits here
     out = np.full((*wavelength.shape, 3), np.nan, dtype=np.float32)
     finite = yrel[np.isfinite(yrel)]
     if finite.size:
@@ -363,13 +360,10 @@ def _rebin_block(
             corners[0],
         )
         u = grid.pixel_coordinate(wavelength)
-        nodes = (np.arange(grid.size)[:, None] + ERROR_NODES).ravel()
         n = np.clip(np.nan_to_num(u).astype(int), 0, grid.size - 1)
         inside = np.isfinite(u) & master["constrained"].values[n]
-        error = master["sky_error"].values.ravel()
-        good = np.isfinite(error)
         out[..., 0] = np.where(inside, mean, np.nan)
-        out[..., 1] = np.where(inside, np.interp(u, nodes[good], error[good]), np.nan)
+        out[..., 1] = np.where(inside, error_at(master, grid, wavelength), np.nan)
         out[..., 2] = np.where(np.isfinite(wavelength), coverage, np.nan)
     if response is not None:
         out[..., :2] *= response[..., None]

@@ -1,6 +1,6 @@
 """From moments to coefficients: the models of the sky."""
 
-from .basis import ERROR_NODES, Fitted, Model, Problem, pixel_mean
+from .basis import ERROR_NODES, Fitted, Problem, pixel_mean
 from .bspline import BSpline
 from .logpoly import LogPolynomial
 
@@ -9,7 +9,6 @@ __all__ = [
     "BSpline",
     "Fitted",
     "LogPolynomial",
-    "Model",
     "Problem",
     "pixel_mean",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ __all__ = [
     "TO_POWERS",
     "Basis",
     "Fitted",
-    "Model",
     "Problem",
     "chi2_by_group",
     "choose",
@@ -82,7 +81,7 @@ class Problem:
     count
         ``(group, span)``, pixels.
     scale
-        ``(span,)``, a positive first guess of the sky, the unit of the spline's penalty.
+        ``(span,)``, a positive first guess of the sky, from where log-polynomials start.
     """
 
     grid: SpanGrid
@@ -163,7 +162,8 @@ class Fitted:
     sky_error
         ``(span, 4)``, standard error of ``expected`` at `ERROR_NODES`, for unit variance scale.
     heldout
-        ``(group, span, 4)``, S fitted without each group; empty where there is only one.
+        ``(group, span, 4)``, S fitted without each group; empty where there is only one, or
+        where it was not asked for.
     heldout_error
         ``(group, span, 4)``, its standard error.
     coefficient, covariance
@@ -189,25 +189,6 @@ class Fitted:
     description: dict[str, float | str]
     knots: Array = field(default_factory=lambda: np.empty(0))
     table: list[dict] = field(default_factory=list)
-
-
-class Model(Protocol):
-    """What `fit_master` asks of a model."""
-
-    name: str
-    log_data: bool
-
-    def fit(self, problem: Problem) -> Fitted:
-        """Choose among the candidates and solve."""
-        ...
-
-    def provisional(self) -> Model:
-        """The same with few candidates, for the passes before the choice."""
-        ...
-
-    def expected(self, polynomial: Array) -> Array:
-        """What a pixel measures, from the sky's span polynomials."""
-        ...
 
 
 # ------------------------------------------------------------------------------------------------

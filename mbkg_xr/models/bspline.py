@@ -22,7 +22,6 @@ from .basis import (
     dense,
     no_solution,
     normal_equations,
-    pixel_mean,
     scores_of,
     solve_banded,
     too_few_pixels,
@@ -93,12 +92,16 @@ class BSpline:
         few = self.spacings[1::3] or self.spacings, self.penalties[2::3] or self.penalties
         return replace(self, spacings=few[0], penalties=few[1])
 
-    def expected(self, polynomial: Array) -> Array:
-        """Mean of the spline over one detector pixel."""
-        return pixel_mean(polynomial)
+    def fixed(self, fitted: Fitted) -> BSpline:
+        """The same with what was chosen written in."""
+        chosen = fitted.description
+        return replace(self, spacing=int(chosen["spacing"]), penalty=float(chosen["penalty"]))
 
-    def fit(self, problem: Problem) -> Fitted:
-        """Choose spacing and penalty by the held-out score, and solve."""
+    def fit(self, problem: Problem, *, heldout: bool = True) -> Fitted:
+        """Choose spacing and penalty by the held-out score, and solve.
+
+        Without `heldout` the scores are found all the same, but the held-out masters are not made.
+        """
         first, last = problem.domain
         table: list[dict] = []
         keep: list[tuple] = []
@@ -120,7 +123,8 @@ class BSpline:
             smallest = _smallest_basis(first, last, self._spacings)
             raise too_few_pixels(problem.n_pixels, smallest, "B-spline")
         system, spacing, penalty = keep[choose(table)]
-        return system.finish(penalty, {"spacing": float(spacing), "penalty": penalty}, table)
+        description: dict[str, float | str] = {"spacing": float(spacing), "penalty": penalty}
+        return system.finish(penalty, description, table, heldout)
 
 
 def _smallest_basis(first: int, last: int, spacings: tuple[int, ...]) -> int:
@@ -237,14 +241,16 @@ class _SplineSystem:
         each = zip(self.bands, self.rhs, strict=True)
         return np.array([solve_banded(total - b + regular, rhs - r) for b, r in each])
 
-    def finish(self, penalty: float, description: dict, table: list[dict]) -> Fitted:
+    def finish(
+        self, penalty: float, description: dict, table: list[dict], with_heldout: bool
+    ) -> Fitted:
         regular = penalty * self.penalty_bands
         factor = cholesky_banded(self.bands.sum(axis=0) + regular, lower=True)
         coefficient = cho_solve_banded((factor, True), self.rhs.sum(axis=0))
         covariance = cho_solve_banded((factor, True), np.eye(self.basis.size))
         n = self.problem.grid.size
         heldout, heldout_error = np.empty((0, n, 4)), np.empty((0, n, 4))
-        if self.problem.groups.size > 1:
+        if with_heldout and self.problem.groups.size > 1:
             heldout = np.array([self.basis.combine(c, n) for c in self._without_each(regular)])
             total, eye = self.bands.sum(axis=0) + regular, np.eye(self.basis.size)
             covariances = (solve_banded(total - b, eye) for b in self.bands)

@@ -83,12 +83,15 @@ class LogPolynomial:
         """A few candidates only, enough to clip by."""
         return replace(self, max_degree=min(self.max_degree, 8))
 
-    def expected(self, polynomial: Array) -> Array:
-        """Mean over a pixel; the seed's recipe takes the value at the pixel's centre."""
-        return polynomial if self.log_data else pixel_mean(polynomial)
+    def fixed(self, fitted: Fitted) -> LogPolynomial:
+        """The same with what was chosen written in."""
+        return replace(self, degree=int(fitted.description["degree"]))
 
-    def fit(self, problem: Problem) -> Fitted:
-        """Choose the degree by the held-out score (the seed: by lowest chi2), and solve."""
+    def fit(self, problem: Problem, *, heldout: bool = True) -> Fitted:
+        """Choose the degree by the held-out score (the seed: by lowest chi2), and solve.
+
+        Without `heldout` the scores are found all the same, but the held-out masters are not made.
+        """
         wanted = range(1, self.max_degree + 1) if self.degree is None else (self.degree,)
         degrees = [d for d in wanted if d < problem.n_pixels]
         if not degrees:
@@ -107,7 +110,7 @@ class LogPolynomial:
             table.append({**label, "spacing": np.nan, "penalty": np.nan, **scores})
             solutions.append(coefficient)
         best = choose(table, "chi2" if self.log_data else None)
-        return system.finish(solutions[best], table)
+        return system.finish(solutions[best], table, heldout)
 
 
 class _LogSystem:
@@ -223,7 +226,7 @@ class _LogSystem:
             [x[:, 1:] for x in solved]
         )
 
-    def finish(self, coefficient: Array, table: list[dict]) -> Fitted:
+    def finish(self, coefficient: Array, table: list[dict], with_heldout: bool) -> Fitted:
         n = self.problem.grid.size
         polynomial = self._sky(coefficient)
         basis, bands, _ = self._step(coefficient, self.problem.total)
@@ -241,7 +244,7 @@ class _LogSystem:
             return np.sqrt(variance) * basis.standard_error(matrix, n) * level
 
         heldout, heldout_error = np.empty((0, n, 4)), np.empty((0, n, 4))
-        if self.problem.groups.size > 1:
+        if with_heldout and self.problem.groups.size > 1:
             coefficients, covariances = self._without_each(coefficient)
             heldout = np.array([self._sky(c) for c in coefficients])
             heldout_error = np.array([error(v) for v in covariances])
