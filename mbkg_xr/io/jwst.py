@@ -6,16 +6,12 @@ from the file's own WCS, when they are asked for.
 
 from __future__ import annotations
 
-import io
 import re
-import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import asdf
 import numpy as np
 import xarray as xr
 from astropy import units as u
@@ -34,12 +30,10 @@ from .fits import (
     read_bytes,
     scan_files,
 )
+from .wcs import slit_metadata, wcs_yrel
 
 __all__ = ["SlitSource", "dataset", "open_slits", "scan_file"]
 
-#: slit_y of the slit frame counts open shutter heights; shutters are this many of them apart.
-#: Source: slit_ymin/slit_ymax of MOS slits in assign_wcs (0.55 + 1.15 a shutter).
-PITCH = 1.15
 _NEEDED = ("SCI", "ERR", "DQ", "WAVELENGTH")
 _EXTENSIONS = {
     "flux": "SCI",
@@ -50,7 +44,6 @@ _EXTENSIONS = {
     "var_poisson": "VAR_POISSON",
 }
 _NAME = re.compile(r"(jw\d{11}_\d{5}_\d{5})")
-_OPENING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -124,7 +117,7 @@ def scan_file(path: str | Path, hdus: Sequence[Hdu] | None = None) -> list[SlitS
             remedy="give calibrated slit products: _cal or single slits of STScI, or NIPS spectra",
         )
     asdf_hdu = next((h for h in hdus if h.name == "ASDF"), None)
-    tree = _metadata(path, asdf_hdu)
+    tree = slit_metadata(path, asdf_hdu)
     multi = "slits" in tree
     slits = tree["slits"] if multi else [tree]
     if len(slits) != len(versions):
@@ -141,29 +134,6 @@ def scan_file(path: str | Path, hdus: Sequence[Hdu] | None = None) -> list[SlitS
         )
         for i, (version, meta) in enumerate(zip(versions, slits, strict=True))
     ]
-
-
-def _metadata(path: Path, hdu: Hdu | None) -> dict:
-    """The ASDF extension's tree as plain data: nothing of the WCS is built."""
-    problem: object = "no ASDF extension"
-    if hdu is not None:
-        try:
-            raw = read_bytes(path, hdu.offset, hdu.size)
-            tree = asdf.util.load_yaml(io.BytesIO(raw), tagged=True)
-            slits = tree.get("slits", [tree])
-            missing = [i for i, s in enumerate(slits) if "wcs" not in s.get("meta", {})]
-            if not missing:
-                return tree
-            problem = f"no meta.wcs in slit {missing[0] + 1} of {len(slits)}"
-        except Exception as error:  # a YAML parser's own errors are of many kinds
-            problem = error
-    raise InputFileError(
-        "slit without WCS",
-        where=path.name,
-        expected="an ASDF extension with meta.wcs",
-        found=problem,
-        remedy="make the product with assign_wcs and extract_2d of the official pipeline",
-    )
 
 
 def _slit_source(
@@ -291,51 +261,13 @@ def _read_plane(source: SlitSource, variable: str) -> NDArray:
     return np.frombuffer(raw, ">f4").astype(np.float32).reshape(source.shape)
 
 
-def _wcs_yrel(sources: Sequence[SlitSource]) -> Iterator[NDArray[np.float32]]:
-    """Yrel of slits, opening each file's ASDF once for consecutive slits of one file."""
-    opened: tuple[str, Any] | None = None
-    for source in sources:
-        if opened is None or opened[0] != source.path:
-            raw = read_bytes(source.path, source.asdf_offset, source.asdf_size)
-            # Warnings are of the process, not of the thread: without the lock another reader's
-            # "ignore" would end this one's.
-            with _OPENING, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                opened = (source.path, asdf.open(io.BytesIO(raw), lazy_load=False).tree)
-        slit = opened[1] if source.index is None else opened[1]["slits"][source.index]
-        yield _slit_yrel(source, slit)
-
-
-def _slit_yrel(source: SlitSource, slit: Any) -> NDArray[np.float32]:
-    """Shutter pitches from the middle shutter, from the WCS's slit frame.
-
-    slit_y counts open heights from the source's shutter; the middle of slit_ymin and slit_ymax is
-    the middle of the slitlet. In slitlets of an even number of shutters that middle is a bar: half
-    a pitch is added, so that shutter centres lie on whole numbers in all slitlets.
-    """
-    where = f"{source.coords['filename']}, slitlet {source.coords['slitlet']}"
-    try:
-        transform = slit["meta"]["wcs"].get_transform("detector", "slit_frame")
-        low, high = float(slit["slit_ymin"]), float(slit["slit_ymax"])
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputFileError(
-            "slit without a usable WCS",
-            where=where,
-            expected="frames detector and slit_frame, slit_ymin and slit_ymax",
-            found=error,
-        ) from error
-    y, x = np.mgrid[: source.shape[0], : source.shape[1]].astype(float)
-    _, slit_y, _ = transform(x, y)
-    yrel = (slit_y - 0.5 * (low + high)) / PITCH
-    if source.coords["n_shutters"] % 2 == 0:
-        yrel = yrel + 0.5
-    return np.where(np.isfinite(_read_plane(source, "wavelength")), yrel, np.nan).astype(np.float32)
-
-
 def _planes(sources: Sequence[SlitSource], variable: str) -> Iterator[NDArray]:
     """Pixels of slits, one after the other."""
     if variable == "yrel":
-        return _wcs_yrel(sources)
+        return (
+            np.where(np.isfinite(_read_plane(source, "wavelength")), yrel, np.float32(np.nan))
+            for source, yrel in zip(sources, wcs_yrel(sources), strict=True)
+        )
     return (_read_plane(s, variable) for s in sources)
 
 

@@ -17,7 +17,7 @@ from ..errors import InputFileError, ParameterError
 from ..quality import NIPS_FLAGS
 from ..schema import SLIT_COORDS, configuration_name
 from .fits import first_given
-from .jwst import PITCH
+from .wcs import PITCH
 
 __all__ = [
     "POSITION_UNITS",
