@@ -13,11 +13,12 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from .errors import MbkgError, ParameterError, StoreError
-from .io import save
-from .io.store import is_store
-from .progress import show_progress
-from .simulate import DISPERSERS, SKIES, simulate_program, write_jwst, write_nips
+from ..errors import MbkgError, ParameterError, StoreError
+from ..io import save
+from ..io.store import is_store
+from ..progress import show_progress
+from ..simulate import DISPERSERS, SKIES, simulate_program, write_jwst, write_nips
+from .tables import console
 
 __all__ = ["simulate"]
 
@@ -223,8 +224,6 @@ def _print(ds: xr.Dataset, folder: Path, form: str, written: Sequence[Path]) -> 
     }
     for name, value in rows.items():
         table.add_row(name, str(value))
-    console = Console(width=None if Console().is_terminal else 120)
-    console.print(table)
-    console.print(
-        f"written: {folder}   next: mbkg-xr run {folder} --out result.zarr", soft_wrap=True
-    )
+    out = console()
+    out.print(table)
+    out.print(f"written: {folder}   next: mbkg-xr run {folder} --out result.zarr", soft_wrap=True)

@@ -1,0 +1,98 @@
+"""``mbkg-xr run``: the whole chain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.console import Console
+
+from ..chain import run
+from ..progress import show_progress
+from ..schema import SHUTTER_CENTRES
+from .options import json_option, model_option, overwrite_option
+from .tables import print_results
+
+__all__ = ["run_command"]
+
+
+class _Window(click.ParamType):
+    name = "low,high"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, float]:
+        try:
+            low, high = (float(v) for v in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not LOW,HIGH in shutter pitches, such as -0.2,0.2")
+        return low, high
+
+
+@click.command("run")
+@click.argument("inputs", nargs=-1, required=True, type=click.Path())
+@click.option("--out", required=True, type=click.Path(), help="The Zarr store to write.")
+@click.option("--report", type=click.Path(), help="Directory for figures and a page.")
+@model_option
+@click.option(
+    "--yrel", multiple=True, type=_Window(), help="Window of sky pixels; repeat for more than one."
+)
+@click.option("--exclude", help="Quality flags that exclude a pixel, separated by commas.")
+@click.option(
+    "--median-window", default=15, show_default=True,
+    help="Window in pixels of the median filter that finds outliers; 0 does without.",
+)  # fmt: skip
+@click.option("--median-apply", is_flag=True, help="Replace outliers instead of leaving them out.")
+@click.option(
+    "--slits", default="all", show_default=True,
+    help="all, background, or slitlet numbers separated by commas.",
+)  # fmt: skip
+@click.option(
+    "--leave-out", default="slit", show_default=True,
+    help="What is left out for the held-out score: slit, nod, exposure, slitlet ...",
+)  # fmt: skip
+@click.option("--skip-bad-slits", is_flag=True, help="Go on without slits that are all bad.")
+@json_option
+@overwrite_option
+def run_command(
+    inputs: tuple[str, ...],
+    out: str,
+    report: str | None,
+    model: str,
+    yrel: tuple[tuple[float, float], ...],
+    exclude: str | None,
+    median_window: int,
+    median_apply: bool,
+    slits: str,
+    leave_out: str,
+    skip_bad_slits: bool,
+    as_json: bool,
+    overwrite: bool,
+) -> None:
+    """Run the whole chain on INPUTS: STScI or NIPS slit products, or a Zarr store."""
+    with show_progress(Console(stderr=True)) as say:
+        results = run(
+            inputs,
+            out,
+            model=model,
+            yrel=yrel or SHUTTER_CENTRES,
+            exclude=None if exclude is None else [f for f in exclude.split(",") if f.strip()],
+            median_window=median_window or None,
+            median_apply=median_apply,
+            slits=_slits(slits),
+            leave_out=leave_out,
+            bad_slits="skip" if skip_bad_slits else "raise",
+            report=report,
+            overwrite=overwrite,
+            on_step=say,
+        )
+    print_results(results, out, report, as_json)
+
+
+def _slits(text: str) -> str | list[int]:
+    if text in ("all", "background"):
+        return text
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is not all, background or numbers", param_hint="--slits"
+        ) from None

@@ -1,0 +1,80 @@
+"""What commands print: tables for people, one line of JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ..chain import ChainResult
+
+__all__ = ["console", "json_line", "print_results"]
+
+
+def console() -> Console:
+    """Standard output; wide enough for the tables where it is no terminal."""
+    return Console(width=None if Console().is_terminal else 120)
+
+
+_COLUMNS = {
+    "n": ("pixels", "{:.0f}"),
+    "median": ("median", "{:+.3f}"),
+    "std": ("std", "{:.3f}"),
+    "mad_sigma": ("MAD sigma", "{:.3f}"),
+    "skew": ("skew", "{:+.2f}"),
+    "frac_3sigma": (">3 sigma", "{:.2%}"),
+    "frac_5sigma": (">5 sigma", "{:.2%}"),
+    "frac_under": ("under", "{:.1%}"),
+    "frac_over": ("over", "{:.1%}"),
+    "noise_gain": ("noise gain", "{:.3f}"),
+    "stack": ("stack", "{:.2f}"),
+    "stack_nod": ("a nod", "{:.2f}"),
+}
+
+
+def print_results(
+    results: dict[str, ChainResult], out: str, report: str | None, as_json: bool
+) -> None:
+    for name, item in results.items():
+        low, high = item.master.attrs["wavelength_range"]
+        title = (
+            f"{name}: {item.master.attrs['model']}, {item.master.attrs['n_pixels']} sky pixels of "
+            f"{item.result.sizes['slit']} slits, {low:.2f}-{high:.2f} um"
+        )
+        table = Table(title=title, caption="normalised residuals at centres of sky shutters")
+        table.add_column("")
+        for heading, _ in _COLUMNS.values():
+            table.add_column(heading, justify="right")
+        for method, row in item.table.iterrows():
+            cells = [
+                form.format(row[key]) if np.isfinite(row[key]) else "-"
+                for key, (_, form) in _COLUMNS.items()
+            ]
+            table.add_row(str(method), *cells)
+        console().print(table)
+    console().print(f"result: {out}" + (f"   figures: {report}" if report else ""), soft_wrap=True)
+    if as_json:
+        click.echo(json_line(results))
+
+
+def json_line(results: dict[str, ChainResult]) -> str:
+    """One JSON object; what has no value is null, since JSON knows no NaN."""
+    return json.dumps(
+        {
+            name: {
+                str(method): {k: _number(v) for k, v in row.items()}
+                for method, row in item.table.to_dict(orient="index").items()
+            }
+            for name, item in results.items()
+        }
+    )
+
+
+def _number(value: float) -> float | int | None:
+    if isinstance(value, int | np.integer):
+        return int(value)
+    return round(float(value), 6) if math.isfinite(value) else None
