@@ -12,7 +12,7 @@ Examples
 
 from .errors import MbkgError
 from .fit import fit_master
-from .io import open_program, save
+from .io import NipsLayout, open_program, save
 from .master import evaluate, sample_master
 from .models import BSpline, LogPolynomial
 from .project import master_image, project_master
@@ -31,6 +31,7 @@ __all__ = [
     "BSpline",
     "LogPolynomial",
     "MbkgError",
+    "NipsLayout",
     "SpanGrid",
     "compare",
     "evaluate",

@@ -21,6 +21,9 @@ __all__ = [
     "SCHEMA_VERSION",
     "SHUTTER_CENTRES",
     "SLIT_COORDS",
+    "SUBTRACTED",
+    "UNSUBTRACTED",
+    "already_subtracted",
     "configuration_name",
     "refuse_subtracted",
     "slit_dataset",
@@ -32,6 +35,16 @@ SCHEMA_VERSION = "1.0"
 
 #: yrel windows at the centres of a three-shutter slitlet, clear of the bars between shutters.
 SHUTTER_CENTRES = ((-1.2, -0.8), (-0.2, 0.2), (0.8, 1.2))
+
+#: Ending of the names of configurations whose slits came without their sky.
+SUBTRACTED = "-subtracted"
+
+#: How to make products that hold their sky. Names of the steps: `Spec2Pipeline.step_defs` of jwst.
+UNSUBTRACTED = (
+    "make them anew without it, for STScI: strun calwebb_spec2 X_rate.fits "
+    "--steps.bkg_subtract.skip=true --steps.master_background_mos.skip=true, for NIPS: without its "
+    "background steps; or compare these with a result (mbkg-xr compare RESULT --nods FILES)"
+)
 
 PIXEL_DIMS = ("slit", "y", "x")
 
@@ -79,6 +92,7 @@ SLIT_COORDS: Mapping[str, tuple[str, Any, dict]] = {
     "x_start": ("i", 0, {"long_name": "detector column of the first pixel, from 0"}),
     "y_start": ("i", 0, {"long_name": "detector row of the first pixel, from 0"}),
     "filename": ("U", "", {"long_name": "product the slit was read from"}),
+    "subtracted": ("U", "", {"long_name": "keywords that say that a background was subtracted"}),
 }
 _DTYPES = {"U": str, "i": np.int64, "f": np.float64, "f4": np.float32, "b": np.bool_}
 SLIT_IDENTITY = ("exposure", "detector", "slitlet")
@@ -173,20 +187,40 @@ def slit_label(ds: xr.Dataset, index: int) -> str:
 
 
 def refuse_subtracted(ds: xr.Dataset) -> None:
-    """Raise where a background was already subtracted: nobody means to do that twice.
+    """Raise where a background was already subtracted: such slits hold no sky.
 
     Raises
     ------
     DatasetError
     """
+    where = str(ds.attrs.get("configuration", "")) or None
     if "background" in ds:
         raise DatasetError(
             "the background is already subtracted",
-            where=str(ds.attrs.get("configuration", "")) or None,
+            where=where,
             expected="slits as calibrated",
             found=f"a result ({ds.attrs.get('background_method', 'background present')})",
             remedy="use the dataset from before the subtraction",
         )
+    said = already_subtracted(ds)
+    if not said.any():
+        return
+    index = np.flatnonzero(said)
+    others = f" and {index.size - 1} others" if index.size > 1 else ""
+    raise DatasetError(
+        "the background of these slits is already subtracted",
+        where=slit_label(ds, int(index[0])) + others,
+        expected="slits with their sky",
+        found="marked so by " + " ".join(np.unique(ds["subtracted"].values[index])),
+        remedy=UNSUBTRACTED,
+    )
+
+
+def already_subtracted(ds: xr.Dataset) -> np.ndarray:
+    """Which slits came without their sky, (slit,) bool."""
+    if "subtracted" not in ds.coords:
+        return np.zeros(ds.sizes["slit"], dtype=bool)
+    return ds["subtracted"].values.astype(str) != ""
 
 
 def validate(ds: xr.Dataset) -> None:

@@ -100,6 +100,7 @@ def test_the_real_file_keeps_the_contract(real_nips):
     assert (found["x_start"], found["y_start"]) == (667, 1055)
     assert found["filename"] == real_nips.name
     known = {"exposure", "detector", "program", "visit", "exposure_time", "mjd", "filename"}
+    known |= {"path"}
     for name in SLIT_COORDS.keys() - known - {"x_start", "y_start"}:
         np.testing.assert_equal(found[name], SLIT_COORDS[name][1])
     assert ds.attrs["position_unit"] == "slit (MODE SLIT)"
@@ -127,7 +128,7 @@ def test_pixels_of_the_real_file(real_nips):
 # Simulated files
 
 
-@pytest.mark.parametrize("name", [n for n in SLIT_COORDS if n != "filename"])
+@pytest.mark.parametrize("name", [n for n in SLIT_COORDS if n not in ("filename", "path")])
 def test_coordinates_are_the_programmes(programme, opened, name):
     np.testing.assert_array_equal(opened[name].values, programme[name].values)
     assert opened[name].dtype.kind == programme[name].dtype.kind
@@ -381,8 +382,9 @@ def test_truncated_at_every_block(files, tmp_path):
         with pytest.raises(InputFileError, match="short"):
             mx.open_program(path)
     path.write_bytes(data[:needed])
+    names = ["filename", "path"]
     cut, whole = only(path).load(), only(files[0]).load()
-    assert cut.drop_vars("filename").identical(whole.drop_vars("filename"))
+    assert cut.drop_vars(names).identical(whole.drop_vars(names))
 
 
 def test_a_file_that_shrinks_after_opening(one_file, tmp_path):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
@@ -24,7 +25,7 @@ def open_program(
     *,
     chunks: int = 32,
     on_error: str = "raise",
-    nips_layout: NipsLayout | None = None,
+    nips_layout: NipsLayout | Mapping[str, Any] | str | os.PathLike | None = None,
 ) -> xr.DataTree:
     """Open a programme as a lazy tree, one node a disperser/filter pair.
 
@@ -40,13 +41,16 @@ def open_program(
         ``"raise"`` one error that reports every unusable file, or ``"warn"`` and keep the others.
     nips_layout
         What extensions and keywords of NIPS files are called and mean; as in NIPS 1.x by default.
+        A `NipsLayout`, a mapping of its attributes, or the path of a TOML file.
 
     Returns
     -------
     xarray.DataTree
         Nodes such as ``prism-clear``, each a slit dataset. Headers are read, pixels are not. The
         flags of STScI and NIPS products mean different things: where both are of one
-        configuration, those of NIPS are a node of their own, ``prism-clear-nips``.
+        configuration, those of NIPS are a node of their own, ``prism-clear-nips``. Slits whose
+        background was subtracted already, as coordinate ``subtracted`` tells, are in
+        ``prism-clear-subtracted``: they hold no sky to fit, and are there to be compared.
 
     Raises
     ------
@@ -54,6 +58,8 @@ def open_program(
         Where files are missing or cannot be used.
     StoreError
         Where a store cannot be opened.
+    ParameterError
+        Where `nips_layout` makes no sense.
 
     Examples
     --------
@@ -63,12 +69,13 @@ def open_program(
     ...
     mbkg_xr.errors.InputFileError: no input files [nothing/*.fits]; expected FITS files...
     """
+    layout = NipsLayout.of(nips_layout)
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     store = _the_store(given[0]) if len(given) == 1 else None
     if store is not None:
         return open_store(store)
     files = dict.fromkeys(file for path in given for file in _expand(path))
-    scan = partial(_scan_product, layout=nips_layout)
+    scan = partial(_scan_product, layout=layout)
     sources = scan_files(files, scan, on_error=on_error)
     if not sources:
         raise InputFileError(
@@ -86,7 +93,7 @@ def open_program(
     for name, group in by_configuration(
         s for s in sources if isinstance(s, nips.NipsSource)
     ).items():
-        ds = nips.dataset(group, chunks=chunks, layout=nips_layout)
+        ds = nips.dataset(group, chunks=chunks, layout=layout)
         if name in datasets:
             name = f"{name}-nips"
             ds = ds.assign_attrs(configuration=name)
@@ -95,7 +102,7 @@ def open_program(
 
 
 def _scan_product(
-    path: str | Path, *, layout: NipsLayout | None
+    path: str | Path, *, layout: NipsLayout
 ) -> Sequence[jwst.SlitSource | nips.NipsSource]:
     """Slits of one file of either format; the headers are read once."""
     hdus = hdu_table(path)

@@ -16,7 +16,7 @@ from astropy.utils.exceptions import AstropyWarning
 from numpy.typing import NDArray
 
 from ..errors import InputFileError, InputFilesError
-from ..schema import slit_dataset
+from ..schema import SUBTRACTED, slit_dataset
 
 __all__ = [
     "Hdu",
@@ -201,11 +201,16 @@ def scan_files(
 
 
 def by_configuration(sources: Iterable[S]) -> dict[str, list[S]]:
-    """Slits by disperser and filter, in the order given."""
+    """Slits by disperser and filter, in the order given; those without their sky apart."""
     groups: dict[str, list[S]] = {}
     for source in sources:
-        groups.setdefault(source.configuration, []).append(source)
+        groups.setdefault(_node_name(source), []).append(source)
     return groups
+
+
+def _node_name(source: Source) -> str:
+    """Products before and after their background was subtracted are of the same slits."""
+    return source.configuration + (SUBTRACTED if source.coords.get("subtracted") else "")
 
 
 def lazy_dataset(
@@ -279,7 +284,7 @@ def lazy_dataset(
         quality,
         {k: [s.coords[k] for s in sources] for k in first.coords},
         units=first.units,
-        configuration=first.configuration,
+        configuration=_node_name(first),
         flags=flags,
         attrs=attrs,
     )

@@ -43,6 +43,7 @@ _EXTENSIONS = {
     "var_rnoise": "VAR_RNOISE",
     "var_poisson": "VAR_POISSON",
 }
+_SUBTRACTED = ("S_BKDSUB", "S_MSBSUB")  # steps that take the sky off, once they are COMPLETE
 _NAME = re.compile(r"(jw\d{11}_\d{5}_\d{5})")
 
 
@@ -243,6 +244,7 @@ def _coords(
         "x_start": int(first_given(header.get("SLTSTRT1"), 1)) - 1,
         "y_start": int(first_given(header.get("SLTSTRT2"), 1)) - 1,
         "filename": path.name,
+        "subtracted": " ".join(k for k in _SUBTRACTED if primary.get(k) == "COMPLETE"),
     }
 
 

@@ -5,7 +5,7 @@ Opening reads headers. Pixels are read by offset when they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,26 +13,28 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from astropy.io import fits
-from astropy.units import um
 from numpy.typing import NDArray
 
 from ..errors import InputFileError
 from .fits import Hdu, by_configuration, hdu_table, lazy_dataset, read_bytes, scan_files
-from .layout import (
-    POSITION_UNITS,
-    NipsLayout,
+from .layout import POSITION_UNITS, NipsLayout
+from .nips_headers import (
     configuration,
+    detector_of,
     first_pixel,
+    flux_unit,
     position_unit,
-    respelled,
     slit_coords,
-    unit_of,
+    subtracted_by,
+    to_um,
 )
 
 __all__ = ["NipsLayout", "NipsSource", "dataset", "is_nips", "open_slits", "scan_file"]
 
-_ROLES = ("flux", "quality", "variance", "wavelength", "position", "read_variance")
+_ROLES = ("flux", "quality", "variance", "error", "wavelength", "position", "read_variance")
+_SCA = {"NRS1": 491, "NRS2": 492}  # numbers of the detectors in keywords
+
+Header = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class NipsSource:
         A shutter pitch in the file's unit of position.
     position_unit
         That unit, and what says so.
+    sentinels
+        Values as filed that stand for none, by plane.
     coords
         The slit's coordinates.
     units, configuration
@@ -80,6 +84,7 @@ class NipsSource:
     to_um: float
     pitch: float
     position_unit: str
+    sentinels: dict[str, list[float]]
     coords: dict[str, Any]
     units: str
     configuration: str
@@ -90,10 +95,13 @@ class NipsSource:
 
 
 def is_nips(hdus: Sequence[Hdu], layout: NipsLayout | None = None) -> bool:
-    """Whether headers name NIPS, or have extensions of its layout."""
+    """Whether headers name NIPS, or have extensions of its layout and no metadata of STScI's."""
     layout = layout or NipsLayout()
+    found = {h.name for h in hdus}
     names = {name + suffix for name in layout.needed for suffix in layout.detectors}
-    return "NPLS_V" in hdus[0].header or not names.isdisjoint(h.name for h in hdus)
+    if hdus[0].header.get("NPLS_V") is not None:
+        return True
+    return "ASDF" not in found and not names.isdisjoint(found)
 
 
 def scan_file(
@@ -127,10 +135,10 @@ def scan_file(
     # The header says on how many columns of NRS1 (491) and NRS2 (492) the slit lies: a file that
     # was cut short between the two must not pass for one of NRS1 only.
     suffixes = [
-        s
-        for s in layout.detectors
-        if any(n + s in extensions for n in layout.needed)
-        or int(hdus[0].header.get(f"NX49{s}", 0)) > 0
+        suffix
+        for suffix, detector in layout.detectors.items()
+        if any(n + suffix in extensions for n in layout.needed)
+        or int(hdus[0].header.get(f"NX{_SCA.get(detector)}", 0)) > 0
     ]
     if not suffixes:
         first = next(iter(layout.detectors))
@@ -145,15 +153,14 @@ def scan_file(
 
 
 def _slit_source(
-    path: Path, primary: fits.Header, extensions: dict[str, Hdu], suffix: str, layout: NipsLayout
+    path: Path, primary: Header, extensions: dict[str, Hdu], suffix: str, layout: NipsLayout
 ) -> NipsSource:
-    detector = layout.detectors[suffix]
-    where = f"{path.name}, {detector}"
+    where = f"{path.name}, {layout.flux + suffix}"
     missing = [n + suffix for n in layout.needed if n + suffix not in extensions]
     if missing:
         raise InputFileError(
             "missing extension",
-            where=where,
+            where=f"{path.name}, {layout.detectors[suffix]}",
             expected=" ".join(n + suffix for n in layout.needed),
             found="no " + " ".join(missing),
             remedy="fetch the file again, or describe its layout by a NipsLayout",
@@ -161,29 +168,37 @@ def _slit_source(
     found = {
         role: extensions[getattr(layout, role) + suffix]
         for role in _ROLES
-        if getattr(layout, role) + suffix in extensions
+        if getattr(layout, role) and getattr(layout, role) + suffix in extensions
     }
+    if layout.error:
+        found.pop("variance", None)
     header = found["flux"].header
+    headers = (primary, header)
+    detector = detector_of(layout.detectors[suffix], headers, where)
+    where = f"{path.name}, {detector}"
     shape = (int(header.get("NAXIS2", 0)), int(header.get("NAXIS1", 0)))
     turned = detector in layout.turned
-    unit, said_by = position_unit(primary, layout, where)
+    unit, said_by = position_unit(headers, layout, where)
     return NipsSource(
         path=str(path.resolve()),
         shape=shape,
         planes={role: _plane(hdu, role, shape, where) for role, hdu in found.items()},
         turned=turned,
         outside=layout.outside,
-        to_um=_to_um(found["wavelength"].header, layout, where),
+        to_um=to_um(found["wavelength"].header, layout, where),
         pitch=POSITION_UNITS.get(unit, 1.0),
         position_unit=f"{unit} ({said_by})",
+        sentinels={role: list(layout.sentinels.get(role, ())) for role in found},
         coords={
-            **slit_coords(path, primary, layout, where),
+            **slit_coords(path, headers, layout, where),
             **first_pixel(header, shape, turned),
             "detector": detector,
+            "subtracted": subtracted_by(headers, layout),
             "filename": path.name,
+            "path": str(path.resolve()),
         },
-        units=_flux_unit(found, layout, where),
-        configuration=configuration(primary, where),
+        units=flux_unit(found, layout, where),
+        configuration=configuration(headers, layout, where),
     )
 
 
@@ -206,44 +221,6 @@ def _plane(hdu: Hdu, role: str, shape: tuple[int, int], where: str) -> Plane:
     return Plane(hdu.offset, f">{kind}{abs(bits) // 8}", unsigned)
 
 
-def _flux_unit(found: dict[str, Hdu], layout: NipsLayout, where: str) -> str:
-    text = str(found["flux"].header.get("BUNIT") or "").strip()
-    unit = unit_of(text) if text else None
-    if unit is None or not any(unit.is_equivalent(unit_of(t)) for t in layout.flux_units):
-        raise InputFileError(
-            "flux that is neither a count rate nor a surface brightness",
-            where=where,
-            expected="BUNIT of " + ", ".join(layout.flux_units),
-            found=text or "no BUNIT",
-            remedy="correct slit losses as for uniform light, and then accept the unit by "
-            "NipsLayout(flux_units=...)",
-        )
-    for role in ("variance", "read_variance"):
-        squared = found[role].header.get("BUNIT") if role in found else None
-        if squared and unit_of(squared) != unit**2:
-            raise InputFileError(
-                "variance not in the unit of flux squared",
-                where=f"{where}, {found[role].name}",
-                expected=f"BUNIT of ({text})**2",
-                found=squared,
-            )
-    return respelled(text)
-
-
-def _to_um(header: fits.Header, layout: NipsLayout, where: str) -> float:
-    text = layout.wavelength_unit or header.get("BUNIT")
-    unit = unit_of(text) if text else None
-    if unit is None or not unit.is_equivalent(um):
-        raise InputFileError(
-            "unknown unit of wavelength",
-            where=where,
-            expected=f"BUNIT of a length in {layout.wavelength}",
-            found=text or "no BUNIT",
-            remedy="give it by NipsLayout(wavelength_unit=...)",
-        )
-    return float(unit.to(um))
-
-
 # ------------------------------------------------------------------------------------------------
 # Pixels, when asked for
 
@@ -256,7 +233,18 @@ def _filed(source: NipsSource, role: str) -> NDArray:
     if dtype.kind == "u":
         flip = np.uint64(1 << (8 * dtype.itemsize - 1)) if plane.unsigned else np.uint64(0)
         values = values.astype(np.uint64) ^ flip
+    elif source.sentinels.get(role):
+        none = np.isin(values, np.array(source.sentinels[role], values.dtype))
+        values = np.where(none, values.dtype.type(np.nan), values)
     return values[::-1, ::-1] if source.turned else values
+
+
+def _variance(source: NipsSource) -> NDArray[np.float64]:
+    if "error" in source.planes:
+        error = _filed(source, "error").astype(np.float64)
+        return np.where(error > 0, error**2, np.nan)
+    variance = _filed(source, "variance").astype(np.float64)
+    return np.where(variance > 0, variance, np.nan)
 
 
 def _pixels(source: NipsSource, variable: str) -> NDArray:
@@ -270,14 +258,11 @@ def _pixels(source: NipsSource, variable: str) -> NDArray:
         values = _filed(source, "position") / source.pitch
     elif variable == "flux":
         values = _filed(source, "flux")
+    elif variable == "error":
+        values = np.sqrt(_variance(source))
     else:
-        variance = _filed(source, "variance").astype(np.float64)
-        variance[~(variance > 0)] = np.nan
-        if variable == "error":
-            values = np.sqrt(variance)
-        else:
-            read = _filed(source, "read_variance").astype(np.float64)
-            values = read if variable == "var_rnoise" else np.maximum(variance - read, 0)
+        read = _filed(source, "read_variance").astype(np.float64)
+        values = read if variable == "var_rnoise" else np.maximum(_variance(source) - read, 0)
     return np.where(wavelength > source.outside, values, np.nan).astype(np.float32)
 
 
