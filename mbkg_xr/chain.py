@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import xarray as xr
 
 from .errors import DatasetError, ParameterError
 from .fit import fit_master
-from .io import open_program
+from .io import NipsLayout, open_program
 from .io.store import create_store, finish, open_store, write_group
 from .models import BSpline, LogPolynomial
 from .report import write_report
 from .residuals import compare, residuals
-from .schema import SHUTTER_CENTRES, refuse_subtracted
+from .schema import SHUTTER_CENTRES, already_subtracted, refuse_subtracted
 from .select import Windows, select_background
 from .subtract import subtract, subtract_nods
 
-__all__ = ["MODELS", "ChainResult", "run", "run_tree"]
+__all__ = ["MODELS", "ChainResult", "other_methods", "run", "run_tree"]
 
 #: The models by their names on the command line.
 MODELS: Mapping[str, Callable[[], BSpline | LogPolynomial]] = {
@@ -30,7 +32,7 @@ MODELS: Mapping[str, Callable[[], BSpline | LogPolynomial]] = {
     "seed": lambda: LogPolynomial(method="seed"),
 }
 
-_KEEP = 2**30  # bytes of a configuration that are read once and kept
+KEEP = 2**30  # bytes of a configuration that are read once and kept
 
 
 @dataclass
@@ -54,7 +56,11 @@ class ChainResult:
 
 
 def run(
-    paths: str | os.PathLike | Sequence[str | os.PathLike], out: str | os.PathLike, **options
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    nips_layout: NipsLayout | Mapping[str, Any] | str | os.PathLike | None = None,
+    **options,
 ) -> dict[str, ChainResult]:
     """Open products and run the whole chain on them. Computes.
 
@@ -64,6 +70,8 @@ def run(
         As for `open_program`.
     out
         The store to write.
+    nips_layout
+        As for `open_program`.
     **options
         As for `run_tree`.
 
@@ -82,7 +90,7 @@ def run(
         raise ParameterError(
             "the result would replace the input", where=str(out), remedy="choose another --out"
         )
-    return run_tree(open_program(given), out, **options)
+    return run_tree(open_program(given, nips_layout=nips_layout), out, **options)
 
 
 def run_tree(
@@ -151,7 +159,7 @@ def run_tree(
     with create_store(out, overwrite=overwrite) as staging:
         for name, ds in datasets.items():
             say(f"{name}: reading")
-            ds = ds.persist() if ds.nbytes <= _KEEP else ds
+            ds = ds.persist() if ds.nbytes <= KEEP else ds
             selected = select_background(
                 ds,
                 yrel=yrel,
@@ -172,7 +180,8 @@ def run_tree(
             write_group(master, staging, f"{name}/master")
             say(f"{name}: residuals")
             result = open_store(staging)[name].to_dataset()
-            tables[name] = compare(result, **_others(selected, master, result))
+            others = other_methods(selected, master, result)
+            tables[name] = compare(result, others["nods"], heldout=others["heldout"])
             selections[name] = selected
         finish(staging)
     saved = open_store(out)
@@ -183,12 +192,12 @@ def run_tree(
         if report is not None:
             say(f"{name}: figures")
             folder = Path(report) if len(datasets) == 1 else Path(report) / name
-            others = _others(selected, master, result)
+            others = other_methods(selected, master, result)
             write_report(result, master, folder, **others, table=tables[name], name=name)
     return results
 
 
-def _others(
+def other_methods(
     selected: xr.Dataset, master: xr.Dataset, result: xr.Dataset
 ) -> dict[str, xr.Dataset | None]:
     """Residuals of nods, and of slits held out of the fit."""
@@ -212,6 +221,15 @@ def _slit_datasets(tree: xr.DataTree | Mapping[str, xr.Dataset]) -> dict[str, xr
         nodes = dict(tree)
     if not nodes:
         raise DatasetError("no configuration to work on", expected="at least one slit dataset")
+    gone = [name for name, ds in nodes.items() if already_subtracted(ds).all()]
+    if len(gone) == len(nodes):
+        gone = []  # and refused below, with the reason
+    for name in gone:
+        warnings.warn(
+            f"left out: {name}, {nodes.pop(name).sizes['slit']} slits whose background is already "
+            "subtracted; give them to compare",
+            stacklevel=3,
+        )
     for ds in nodes.values():
         refuse_subtracted(ds)
     return nodes

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,33 +12,16 @@ from numpy.typing import NDArray
 
 from .blocks import map_slits, reduce_blocks
 from .errors import DatasetError
-from .histograms import histogram_quantiles
+from .partners import laid_on
 from .quality import do_not_use
-from .schema import PIXEL_DIMS, SLIT_IDENTITY, validate
+from .schema import PIXEL_DIMS, SLIT_IDENTITY, already_subtracted, slit_label, validate
+from .scores import STATISTICS, Sums
 from .spans import SpanGrid, span_grid
+from .subtract import before_subtraction
 
 __all__ = ["STATISTICS", "compare", "residuals", "sky_centres", "summarize_sky"]
 
-#: The columns of `compare`, in order.
-STATISTICS = (
-    "n",
-    "median",
-    "std",
-    "mad_sigma",
-    "skew",
-    "frac_3sigma",
-    "frac_5sigma",
-    "frac_under",
-    "frac_over",
-    "noise_gain",
-    "stack",
-    "stack_nod",
-)
-
 _CENTRE = 0.2  # half width in yrel of what counts as a shutter's centre
-_Z_EDGES = np.linspace(-40, 40, 16001)
-_GAIN_EDGES = np.linspace(0.995, 4.0, 6011)
-_STACK_CLIP = 5.0
 _STACK_PIXELS = 2  # detector pixels in one wavelength bin of `stack`
 
 
@@ -49,7 +31,8 @@ def residuals(ds: xr.Dataset) -> xr.Dataset:
     Parameters
     ----------
     ds
-        From `subtract` or `subtract_nods`.
+        From `subtract` or `subtract_nods`, or of products whose background others subtracted, as
+        coordinate ``subtracted`` tells.
 
     Returns
     -------
@@ -69,11 +52,14 @@ def residuals(ds: xr.Dataset) -> xr.Dataset:
     'normalised residual'
     """
     validate(ds)
-    if "background" not in ds:
+    whole = ~already_subtracted(ds)
+    if "background" not in ds and whole.any():
         raise DatasetError(
             "nothing was subtracted from these slits",
-            expected="a dataset from subtract or subtract_nods",
+            where=slit_label(ds, int(np.flatnonzero(whole)[0])),
+            expected="a dataset from subtract or subtract_nods, or products marked as subtracted",
             found=" ".join(map(str, ds.data_vars)),
+            remedy="where headers are silent, name what subtracted them in coordinate `subtracted`",
         )
     values = map_slits(_ratio, ds["flux"], ds["flux"].data, ds["error"].data, dtype=np.float32)
     attrs = {"long_name": "normalised residual", "units": "1"}
@@ -140,86 +126,6 @@ def _centre_block(yrel, quality, residual, source, known, count, *, bad):
 # ------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Sums:
-    """Sums of one set of residuals; all of them add."""
-
-    powers: NDArray[np.float64]  # n, sum z, z^2, z^3
-    histogram: NDArray[np.int64]  # of z
-    gain: NDArray[np.int64]  # of the error's growth
-    signs: NDArray[np.int64]  # z > 0, z < 0, |z| > 3, |z| > 5
-    bins: NDArray[np.float64]  # n and sum z by nod and wavelength bin, (2, nod, bin)
-    pixels: int  # usable residuals of this set, in common with the others or not
-
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    @classmethod
-    def of(
-        cls, z: NDArray, gain: NDArray, bins: NDArray[np.int64], shape: tuple[int, int], pixels: int
-    ) -> _Sums:
-        z = z.astype(np.float64)
-        # Far outliers would turn sums of cubes into noise; std and skew are of |z| < 40.
-        near = z[np.abs(z) < _Z_EDGES[-1]]
-        # A stack asks whether the sky was right: one cosmic ray must not answer.
-        kept = np.abs(z) <= _STACK_CLIP
-        b, size = bins[kept], shape[0] * shape[1]
-        stacks = [np.bincount(b, minlength=size), np.bincount(b, z[kept], size)]
-        return cls(
-            np.array([near.size, near.sum(), (near**2).sum(), (near**3).sum()]),
-            _counts(z, _Z_EDGES),
-            _counts(gain, _GAIN_EDGES),
-            np.array([(z > 0).sum(), (z < 0).sum(), (np.abs(z) > 3).sum(), (np.abs(z) > 5).sum()]),
-            np.array(stacks, dtype=np.float64).reshape(2, *shape),
-            pixels,
-        )
-
-    def statistics(self) -> dict[str, float]:
-        n = int(self.histogram.sum())
-        if n == 0:
-            return dict.fromkeys(STATISTICS, float("nan")) | {"n": 0}
-        middle = histogram_quantiles(self.histogram[None], _Z_EDGES, (0.5,))[0, 0]
-        m, s1, s2, s3 = self.powers
-        mean, var = s1 / m, s2 / m - (s1 / m) ** 2
-        third = s3 / m - 3 * mean * s2 / m + 2 * mean**3
-        gain = histogram_quantiles(self.gain[None], _GAIN_EDGES, (0.5,))[0, 0]
-        positive, negative, three, five = (self.signs / n).tolist()
-        return {
-            "n": n,
-            "median": float(middle),
-            "std": float(np.sqrt(var)),
-            "mad_sigma": float(_mad_sigma(self.histogram, middle)),
-            "skew": float(third / var**1.5) if var > 0 else float("nan"),
-            "frac_3sigma": three,
-            "frac_5sigma": five,
-            "frac_under": positive,
-            "frac_over": negative,
-            "noise_gain": float(gain),
-            "stack": _stack(*self.bins.sum(axis=1)),
-            "stack_nod": _stack(*self.bins),
-        }
-
-
-def _stack(n: NDArray, total: NDArray) -> float:
-    """Root mean square of sum(z) / sqrt(n) over bins that hold pixels."""
-    filled = n > 0
-    return float(np.sqrt(np.mean(total[filled] ** 2 / n[filled])))
-
-
-def _counts(values: NDArray, edges: NDArray) -> NDArray[np.int64]:
-    inner, _ = np.histogram(values, edges)
-    return np.concatenate([[np.sum(values < edges[0])], inner, [np.sum(values > edges[-1])]])
-
-
-def _mad_sigma(histogram: NDArray, median: float) -> float:
-    """1.4826 times the median distance from the median, from the histogram's bins."""
-    outer = np.concatenate([_Z_EDGES[:1], 0.5 * (_Z_EDGES[1:] + _Z_EDGES[:-1]), _Z_EDGES[-1:]])
-    distance = np.abs(outer - median)
-    order = np.argsort(distance, kind="stable")
-    cumulative = np.cumsum(histogram[order])
-    return 1.4826 * np.interp(0.5 * cumulative[-1], cumulative, distance[order])
-
-
 def summarize_sky(
     sets: dict[str, xr.Dataset], before: xr.DataArray | None = None, *, grid: SpanGrid | None = None
 ) -> dict[str, dict[str, float]]:
@@ -232,7 +138,7 @@ def summarize_sky(
         residual gets ``n = 0`` and does not restrict the others.
     before
         The errors before subtraction, for ``noise_gain``; by default they are found from each
-        dataset's ``error`` and ``background_error``.
+        dataset's ``error`` and ``background_error``, which it must have then.
     grid
         Spans that define the wavelength bins, for dispersers mbkg_xr does not know.
 
@@ -260,7 +166,8 @@ def summarize_sky(
         columns[f"mask{i}"] = sky_centres(ds).variable
         columns[f"z{i}"] = ds["residual"].variable
         columns[f"error{i}"] = ds["error"].variable
-        columns[f"other{i}"] = ds["background_error"].variable
+        if before is None:
+            columns[f"other{i}"] = ds["background_error"].variable
     if before is not None:
         columns["before"] = before.variable
     table = xr.Dataset(columns)
@@ -268,7 +175,7 @@ def summarize_sky(
     nods, nod = np.unique(first["nod"].values, return_inverse=True)
     shape = (nods.size, n_bins)
 
-    def block(start: int, arrays: Sequence[NDArray], restrict: list[int]) -> list[_Sums]:
+    def block(start: int, arrays: Sequence[NDArray], restrict: list[int]) -> list[Sums]:
         part = dict(zip(table.data_vars, arrays, strict=True))
         common = np.logical_and.reduce([part[f"mask{i}"] for i in restrict])
         u = grid.pixel_coordinate(part["wavelength"][common])
@@ -279,18 +186,19 @@ def summarize_sky(
             pixels = int(part[f"mask{i}"].sum())
             if i not in restrict:
                 empty = np.empty(0)
-                out.append(_Sums.of(empty, empty, np.empty(0, dtype=np.int64), shape, pixels))
+                out.append(Sums.of(empty, empty, np.empty(0, dtype=np.int64), shape, pixels))
                 continue
             after = part[f"error{i}"][common].astype(np.float64)
-            other = part[f"other{i}"][common].astype(np.float64)
-            own = np.sqrt(np.maximum(after**2 - other**2, 0))
             if "before" in part:
                 own = part["before"][common].astype(np.float64)
+            else:
+                other = part[f"other{i}"][common].astype(np.float64)
+                own = np.sqrt(np.maximum(after**2 - other**2, 0))
             ratio = np.divide(after, own, out=np.full_like(after, np.nan), where=own > 0)
-            out.append(_Sums.of(part[f"z{i}"][common], ratio, bins, shape, pixels))
+            out.append(Sums.of(part[f"z{i}"][common], ratio, bins, shape, pixels))
         return out
 
-    def sweep(restrict: list[int]) -> list[_Sums]:
+    def sweep(restrict: list[int]) -> list[Sums]:
         columns = [str(name) for name in table.data_vars]
         return reduce_blocks(table, columns, block, _add_lists, restrict)
 
@@ -302,12 +210,17 @@ def summarize_sky(
     return {name: s.statistics() for name, s in zip(names, sums, strict=True)}
 
 
-def _add_lists(a: list[_Sums], b: list[_Sums]) -> list[_Sums]:
+def _add_lists(a: list[Sums], b: list[Sums]) -> list[Sums]:
     return [x + y for x, y in zip(a, b, strict=True)]
 
 
 def compare(
-    master: xr.Dataset, nods: xr.Dataset | None = None, *, heldout: xr.Dataset | None = None
+    master: xr.Dataset,
+    nods: xr.Dataset | None = None,
+    *,
+    heldout: xr.Dataset | None = None,
+    given: xr.Dataset | Mapping[str, xr.Dataset] | None = None,
+    nod_errors: str = "auto",
 ) -> pd.DataFrame:
     """The same pixels with master and nodded subtraction, under one error convention. Computes.
 
@@ -321,6 +234,15 @@ def compare(
         Residuals of `subtract_nods` of the same slits.
     heldout
         Residuals of ``subtract(..., heldout=True)``.
+    given
+        Residuals of products whose background others subtracted, or several of them by the names
+        of their rows. Their slits are matched by exposure, detector and slitlet, their pixels by
+        detector row and column; a warning says which slits have no partner. Any of the others may
+        be such products, too, but `master`.
+    nod_errors
+        What is done with the errors of such products: ``"given"``: nothing; ``"grow"``: those of
+        the other nods are added, which the official pipeline leaves out of ERR; ``"auto"``: grow
+        them where they are those of single pixels.
 
     Returns
     -------
@@ -332,7 +254,12 @@ def compare(
         1 for perfect residuals and true errors. In nodded subtraction each pixel is subtracted
         from its partner and the partner from it: their sums cancel, and ``stack`` is small
         whatever the sky. ``stack_nod`` takes the bins of each nod apart, and is the one to
-        compare with nodding.
+        compare with nodding. ``attrs["nod_errors"]`` says what was done with errors, by row.
+
+    Raises
+    ------
+    DatasetError
+        Where the datasets do not have the same slits.
 
     Examples
     --------
@@ -343,12 +270,24 @@ def compare(
     >>> list(table.index)
     ['master', 'nods']
     """
-    sets = {"master": master}
-    if nods is not None:
-        sets["nods"] = nods
-    if heldout is not None:
-        sets["heldout"] = heldout
-    table = summarize_sky(sets)
-    return pd.DataFrame.from_dict(table, orient="index", columns=list(STATISTICS)).astype(
-        {"n": int}
-    )
+    if "background" not in master:
+        raise DatasetError(
+            "no result to compare with",
+            expected="residuals of subtract as `master`",
+            found=f"slits marked {' '.join(np.unique(master['subtracted'].values.astype(str)))}",
+            remedy="give already subtracted products as `nods` or `given`",
+        )
+    sets: dict[str, xr.Dataset | None] = {"master": master, "nods": nods, "heldout": heldout}
+    # A dataset is a mapping, too.
+    sets |= {"given": given} if given is None or isinstance(given, xr.Dataset) else given
+    present = {name: ds for name, ds in sets.items() if ds is not None}
+    how = {}
+    for name, ds in present.items():
+        if "background" not in ds:
+            present[name] = residuals(laid_on(master, residuals(ds), errors=nod_errors))
+            how[name] = present[name].attrs["nod_errors"]
+    before = before_subtraction(master)["error"] if how else None
+    rows = summarize_sky(present, before)
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(STATISTICS))
+    table.attrs["nod_errors"] = how
+    return table.astype({"n": int})

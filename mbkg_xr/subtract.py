@@ -11,11 +11,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .blocks import map_slits
+from .errors import DatasetError
 from .project import project_master
 from .quality import DEFAULT_EXCLUDE, do_not_use, flag_mask
 from .schema import PIXEL_DIMS, refuse_subtracted, validate
 
-__all__ = ["subtract", "subtract_nods"]
+__all__ = ["before_subtraction", "nod_errors", "subtract", "subtract_nods"]
 
 
 def subtract(
@@ -85,6 +86,55 @@ def _grow(own: NDArray, other: NDArray) -> NDArray:
     return np.hypot(own, other)
 
 
+def before_subtraction(ds: xr.Dataset) -> xr.Dataset:
+    """The slits of a result as they were: background added, errors without its own. Lazy.
+
+    Parameters
+    ----------
+    ds
+        From `subtract` or `subtract_nods`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Without what the subtraction and `residuals` added. Pixels without a background are lost:
+        NaN, and flagged as in the result.
+
+    Raises
+    ------
+    DatasetError
+        Where nothing was subtracted.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> from mbkg_xr.subtract import before_subtraction
+    >>> ds = mx.simulate_program(exposures=2, slits=2, background_slits=2)
+    >>> again = before_subtraction(mx.subtract_nods(ds))
+    >>> float(abs(again.flux - ds.flux).max()) < 1e-5
+    True
+    """
+    if "background" not in ds:
+        raise DatasetError(
+            "nothing was subtracted from these slits",
+            expected="a result of subtract or subtract_nods",
+            found=" ".join(map(str, ds.data_vars)),
+        )
+    flux, error = ds["flux"], ds["error"]
+    own = map_slits(_shrink, flux, error.data, ds["background_error"].data, dtype=np.float32)
+    out = ds.drop_vars(["background", "background_error", "residual"], errors="ignore")
+    out["flux"] = (PIXEL_DIMS, flux.data + ds["background"].data, flux.attrs)
+    out["error"] = (PIXEL_DIMS, own, error.attrs)
+    out.attrs.pop("background_method", None)
+    return out
+
+
+def _shrink(grown: NDArray, other: NDArray) -> NDArray:
+    # The product does not overflow on the 1e27 that bad pixels carry as errors.
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(np.maximum(grown - other, 0)) * np.sqrt(grown + other)
+
+
 def _flag_missing(background, wavelength, quality, *, bit):
     missing = np.isfinite(wavelength) & ~np.isfinite(background)
     return quality | np.where(missing, quality.dtype.type(bit), quality.dtype.type(0))
@@ -120,6 +170,43 @@ def subtract_nods(ds: xr.Dataset) -> xr.Dataset:
     """
     validate(ds)
     refuse_subtracted(ds)
+    source = np.where(ds["is_background"].values, np.nan, ds["source_shutter"].values)
+    stacked = _other_nods(ds, source)
+    units = {"units": ds["flux"].attrs["units"]}
+    names_attrs = {
+        "background": {"long_name": "mean of the other nods", **units},
+        "background_error": {"long_name": "standard error of the mean of the other nods", **units},
+    }
+    projected = xr.Dataset(
+        {n: (PIXEL_DIMS, stacked[..., i], a) for i, (n, a) in enumerate(names_attrs.items())}
+    )
+    out = _subtracted(ds, projected)
+    out.attrs["background_method"] = "nods"
+    return out
+
+
+def nod_errors(ds: xr.Dataset) -> xr.DataArray:
+    """Standard error of the mean of the other nods, the shutter of the source included. Lazy.
+
+    That is what a nod subtraction adds to the errors that takes whole exposures from each other, as
+    the official pipeline does, which leaves ERR as it was.
+
+    Parameters
+    ----------
+    ds
+        A slit dataset, before subtraction.
+
+    Returns
+    -------
+    xarray.DataArray
+        (slit, y, x), NaN where no other nod has a usable pixel.
+    """
+    stacked = _other_nods(ds, np.full(ds.sizes["slit"], np.nan))
+    return xr.DataArray(stacked[..., 1], dims=PIXEL_DIMS, attrs=dict(ds["error"].attrs))
+
+
+def _other_nods(ds: xr.Dataset, source: NDArray):
+    """Mean of the other nods and its standard error, (slit, y, x, 2), without shutters `source`."""
     bits = flag_mask(ds["quality"], DEFAULT_EXCLUDE, missing="ignore")
     # Slitlet numbers begin anew in each MSA configuration of a visit; the shutters tell them apart.
     same = ("program", "visit", "detector", "slitlet", "quadrant", "shutter_row", "shutter_column")
@@ -135,7 +222,7 @@ def subtract_nods(ds: xr.Dataset) -> xr.Dataset:
         for values in (
             group,
             ds["nod"].values,
-            np.where(ds["is_background"].values, np.nan, ds["source_shutter"].values),
+            source,
             ds["y_start"].values,
             ds["x_start"].values,
         )
@@ -148,17 +235,7 @@ def subtract_nods(ds: xr.Dataset) -> xr.Dataset:
     )[back]
     if isinstance(stacked, da.Array):
         stacked = stacked.rechunk({0: ds["flux"].data.chunks[0]})
-    units = {"units": ds["flux"].attrs["units"]}
-    names_attrs = {
-        "background": {"long_name": "mean of the other nods", **units},
-        "background_error": {"long_name": "standard error of the mean of the other nods", **units},
-    }
-    projected = xr.Dataset(
-        {n: (PIXEL_DIMS, stacked[..., i], a) for i, (n, a) in enumerate(names_attrs.items())}
-    )
-    out = _subtracted(ds, projected)
-    out.attrs["background_method"] = "nods"
-    return out
+    return stacked
 
 
 def _gathered(array, order: NDArray, group: NDArray):

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..errors import MbkgError
+from .compare import compare_command
 from .demo import demo
 from .run import run_command
 from .simulate import simulate
@@ -45,5 +46,5 @@ def main() -> None:
     """Master background subtraction for JWST NIRSpec multi-object spectra."""
 
 
-for command in (run_command, demo, simulate):
+for command in (run_command, compare_command, demo, simulate):
     main.add_command(command)

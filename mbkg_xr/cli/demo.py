@@ -47,7 +47,7 @@ def demo(out: str, seed: int, model: str, as_json: bool, overwrite: bool) -> Non
     print_results(results, str(result), str(report), as_json=False)
     _print_truth(results["prism-clear"], truth)
     if as_json:
-        click.echo(json_line(results))
+        click.echo(json_line({name: item.table for name, item in results.items()}))
 
 
 def _print_truth(item: ChainResult, truth: xr.Dataset) -> None:

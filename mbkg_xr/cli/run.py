@@ -10,7 +10,7 @@ from rich.console import Console
 from ..chain import run
 from ..progress import show_progress
 from ..schema import SHUTTER_CENTRES
-from .options import json_option, model_option, overwrite_option
+from .options import json_option, model_option, nips_layout_option, overwrite_option
 from .tables import print_results
 
 __all__ = ["run_command"]
@@ -50,6 +50,7 @@ class _Window(click.ParamType):
     help="What is left out for the held-out score: slit, nod, exposure, slitlet ...",
 )  # fmt: skip
 @click.option("--skip-bad-slits", is_flag=True, help="Go on without slits that are all bad.")
+@nips_layout_option
 @json_option
 @overwrite_option
 def run_command(
@@ -64,6 +65,7 @@ def run_command(
     slits: str,
     leave_out: str,
     skip_bad_slits: bool,
+    nips_layout: str | None,
     as_json: bool,
     overwrite: bool,
 ) -> None:
@@ -72,6 +74,7 @@ def run_command(
         results = run(
             inputs,
             out,
+            nips_layout=nips_layout,
             model=model,
             yrel=yrel or SHUTTER_CENTRES,
             exclude=None if exclude is None else [f for f in exclude.split(",") if f.strip()],

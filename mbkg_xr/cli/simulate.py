@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..io import save
 from ..io.store import is_store
 from ..progress import show_progress
 from ..simulate import DISPERSERS, SKIES, simulate_program, write_jwst, write_nips
+from .options import many_valued
 from .tables import console
 
 __all__ = ["simulate"]
@@ -51,24 +52,6 @@ _NUMBERS: dict[str, tuple[type, str]] = {
 }
 
 
-class _ManyValued(click.Command):
-    """Lets one ``--detectors`` take several values; click's own options take a fixed number."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(_repeated(args, "--detectors")))
-
-
-def _repeated(args: Sequence[str], option: str) -> Iterator[str]:
-    """``--option A B`` as ``--option A --option B``: this command has no other free words."""
-    inside = False
-    for i, arg in enumerate(args):
-        if arg.startswith("-"):
-            inside = arg == option or arg.startswith(option + "=")
-        elif inside and args[i - 1] != option:
-            yield option
-        yield arg
-
-
 def _numbers(command: Callable) -> Callable:
     for name, (kind, text) in reversed(_NUMBERS.items()):
         default = _DEFAULTS[name]
@@ -82,7 +65,7 @@ def _numbers(command: Callable) -> Callable:
     return command
 
 
-@click.command("simulate", cls=_ManyValued)
+@click.command("simulate", cls=many_valued("--detectors"))
 @click.option("--out", required=True, type=click.Path(), help="Directory to write to.")
 @click.option(
     "--format", "form", type=click.Choice(["jwst", "nips", "zarr"]), default="jwst",

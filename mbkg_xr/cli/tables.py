@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 
 import click
 import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from ..chain import ChainResult
 
-__all__ = ["console", "json_line", "print_results"]
+__all__ = ["console", "json_line", "print_results", "print_scores"]
 
 
 def console() -> Console:
@@ -45,31 +47,37 @@ def print_results(
             f"{name}: {item.master.attrs['model']}, {item.master.attrs['n_pixels']} sky pixels of "
             f"{item.result.sizes['slit']} slits, {low:.2f}-{high:.2f} um"
         )
-        table = Table(title=title, caption="normalised residuals at centres of sky shutters")
-        table.add_column("")
-        for heading, _ in _COLUMNS.values():
-            table.add_column(heading, justify="right")
-        for method, row in item.table.iterrows():
-            cells = [
-                form.format(row[key]) if np.isfinite(row[key]) else "-"
-                for key, (_, form) in _COLUMNS.items()
-            ]
-            table.add_row(str(method), *cells)
-        console().print(table)
+        print_scores(item.table, title)
     console().print(f"result: {out}" + (f"   figures: {report}" if report else ""), soft_wrap=True)
     if as_json:
-        click.echo(json_line(results))
+        click.echo(json_line({name: item.table for name, item in results.items()}))
 
 
-def json_line(results: dict[str, ChainResult]) -> str:
+def print_scores(scores: pd.DataFrame, title: str, caption: str = "") -> None:
+    """The rows of `mbkg_xr.compare`."""
+    below = "normalised residuals at centres of sky shutters" + (caption and f"; {caption}")
+    table = Table(title=title, caption=below)
+    table.add_column("")
+    for heading, _ in _COLUMNS.values():
+        table.add_column(heading, justify="right")
+    for method, row in scores.iterrows():
+        cells = [
+            form.format(row[key]) if np.isfinite(row[key]) else "-"
+            for key, (_, form) in _COLUMNS.items()
+        ]
+        table.add_row(str(method), *cells)
+    console().print(table)
+
+
+def json_line(tables: Mapping[str, pd.DataFrame]) -> str:
     """One JSON object; what has no value is null, since JSON knows no NaN."""
     return json.dumps(
         {
             name: {
                 str(method): {k: _number(v) for k, v in row.items()}
-                for method, row in item.table.to_dict(orient="index").items()
+                for method, row in table.to_dict(orient="index").items()
             }
-            for name, item in results.items()
+            for name, table in tables.items()
         }
     )
 

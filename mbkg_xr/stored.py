@@ -1,0 +1,140 @@
+"""A stored result again, beside products whose background others subtracted."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from .chain import KEEP, other_methods
+from .errors import DatasetError
+from .io import NipsLayout, open_program
+from .io.store import open_store
+from .residuals import compare, residuals
+from .schema import already_subtracted
+from .subtract import before_subtraction
+
+__all__ = ["compare_stored"]
+
+
+def compare_stored(
+    path: str | os.PathLike,
+    *,
+    nods: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    nips_layout: NipsLayout | Mapping[str, Any] | str | os.PathLike | None = None,
+    nod_errors: str = "auto",
+    on_step: Callable[[str], None] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """The table of a stored result again, beside products whose background others subtracted.
+
+    Computes.
+
+    Parameters
+    ----------
+    path
+        A store written by `run`.
+    nods
+        Products as for `open_program`, nod-subtracted. Where their headers do not say so, they
+        are taken as such, with a warning.
+    nips_layout
+        As for `open_program`.
+    nod_errors
+        As for `compare`.
+    on_step
+        Called with a line of text as each step begins.
+
+    Returns
+    -------
+    dict of pandas.DataFrame
+        By configuration, as from `compare`: rows ``master``, ``nods`` (from the slits of the
+        result), ``heldout``, and ``given``.
+
+    Raises
+    ------
+    StoreError
+        Where `path` is no store.
+    DatasetError
+        Where it holds no result, or nothing of the products' configurations.
+    """
+    say = on_step or (lambda text: None)
+    tree = open_store(path)
+    results = {
+        name: node
+        for name, node in tree.children.items()
+        if "background" in node.data_vars and "master" in node.children
+    }
+    if not results:
+        raise DatasetError(
+            "no result in this store",
+            where=str(path),
+            expected="groups of slits with their background and master, as mbkg-xr run writes",
+            found=" ".join(tree.children) or "nothing",
+        )
+    given = _given(nods, nips_layout, list(results)) if nods is not None else {}
+    tables = {}
+    for name, node in results.items():
+        say(f"{name}: residuals")
+        result, master = node.to_dataset(), node["master"].to_dataset()
+        result = result.persist() if result.nbytes <= KEEP else result
+        others = other_methods(before_subtraction(result), master, result)
+        tables[name] = compare(
+            result,
+            others["nods"],
+            heldout=others["heldout"],
+            given=given.get(name),
+            nod_errors=nod_errors,
+        )
+    return tables
+
+
+def _given(
+    nods: str | os.PathLike | Sequence[str | os.PathLike], nips_layout: Any, names: Sequence[str]
+) -> dict[str, dict[str, xr.Dataset]]:
+    """Residuals of products that others subtracted: rows by configuration of the result."""
+    tree = open_program(nods, nips_layout=nips_layout)
+    nodes = {name: node.to_dataset() for name, node in tree.children.items() if node.has_data}
+    out: dict[str, dict[str, xr.Dataset]] = {}
+    for name in names:
+        alike = {n: ds for n, ds in nodes.items() if _disperser(n) == _disperser(name)}
+        marked = {n: ds for n, ds in alike.items() if already_subtracted(ds).all()}
+        for other, ds in alike.items():
+            if marked and other not in marked:
+                warnings.warn(
+                    f"left out: {other}, {ds.sizes['slit']} slits that hold their sky", stacklevel=3
+                )
+            elif other not in marked:
+                warnings.warn(
+                    f"{other}: no keyword says that the background of these products is "
+                    "subtracted; they are taken as nod-subtracted",
+                    stacklevel=3,
+                )
+        rows = marked or {n: _marked(ds) for n, ds in alike.items()}
+        if len(rows) == 1:
+            rows = dict(zip(["given"], rows.values(), strict=True))
+        out[name] = {n: residuals(ds) for n, ds in rows.items()}
+    left = [n for n in nodes if _disperser(n) not in map(_disperser, names)]
+    if left and not any(out.values()):
+        raise DatasetError(
+            "products of other configurations than the result",
+            expected=" ".join(names),
+            found=" ".join(left),
+            remedy="give products of the same disperser and filter",
+        )
+    for other in left:
+        warnings.warn(f"left out: {other}, which the result does not hold", stacklevel=3)
+    return out
+
+
+def _disperser(name: str) -> list[str]:
+    """Disperser and filter, without what tells nodes of one configuration apart."""
+    return name.split("-")[:2]
+
+
+def _marked(ds: xr.Dataset) -> xr.Dataset:
+    said = np.full(ds.sizes["slit"], "as given")
+    return ds.assign_coords(subtracted=("slit", said, ds["subtracted"].attrs))
