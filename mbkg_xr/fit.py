@@ -19,7 +19,7 @@ from .master import build_master
 from .models import BSpline, Fitted, LogPolynomial, Problem
 from .moments import PassState, PassSums, accumulate, median_start
 from .robust import BIN_PIXELS, next_state, scatter_of
-from .schema import SLIT_IDENTITY, refuse_subtracted, validate
+from .schema import SLIT_IDENTITY, UNSUBTRACTED, refuse_subtracted, validate
 from .select import why_empty
 from .spans import SpanGrid, span_grid
 
@@ -32,6 +32,9 @@ _CHOOSE_PASS = 3  # the model is chosen among all candidates in this pass, then 
 _USUAL = 3.0  # pixels with errors beyond this many medians say nothing of the usual noise
 _FAR = 3.0  # a scatter this many times the error, or its inverse, is not what the errors say
 _RESCALINGS = 8
+_NO_SKY = (
+    2.0  # sky over its error: 13 and more at a signal to noise of 0.2 a pixel, 0 after nodding
+)
 _CONVERGED = 0.02  # change of the master between passes, in units of its standard error
 
 
@@ -176,6 +179,7 @@ def fit_master(
     fitted = current.fit(problem)
     fitted.table = table
     _warn(history[-1], state)
+    _warn_without_sky(fitted, problem.constrained, scatter)
     return build_master(
         fitted,
         grid,
@@ -322,6 +326,19 @@ def _warn(last: dict, state: PassState) -> None:
         warnings.warn(
             "the photon noise could not be told from the data: weights follow the errors as given, "
             "which may pull the sky low",
+            stacklevel=3,
+        )
+
+
+def _warn_without_sky(fitted: Fitted, constrained: NDArray[np.bool_], scatter: float) -> None:
+    """Say so where there was nothing to fit: headers of nodded products may be silent."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        level = (fitted.expected[:, 0] / (fitted.sky_error[:, 0] * scatter))[constrained]
+    level = level[np.isfinite(level)]
+    if level.size and np.median(level) < _NO_SKY:
+        warnings.warn(
+            f"the selected pixels hold no sky: the master is {np.median(level):.1f} of its errors "
+            f"(median over wavelength). If the background was subtracted before, {UNSUBTRACTED}",
             stacklevel=3,
         )
 

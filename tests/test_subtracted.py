@@ -178,7 +178,7 @@ def test_run_leaves_them_out_and_says_so(files, nodded, tmp_path):
 def test_a_sky_that_is_not_there_is_told(own_nods):
     """Where headers are silent, the fit sees it."""
     bare = own_nods.drop_vars(["background", "background_error", "residual"])
-    with pytest.warns(UserWarning, match="hold no sky|negative"):
+    with pytest.warns(UserWarning, match="hold no sky.*bkg_subtract"):
         mx.fit_master(mx.select_background(bare))
 
 
@@ -221,30 +221,47 @@ def test_given_nods_score_as_our_own(result, own_nods, given):
     np.testing.assert_allclose(alone.to_numpy(float), usual.to_numpy(float), rtol=1e-4, atol=1e-6)
 
 
-def test_order_size_and_number_of_slits_may_differ(result, own_nods, given, compute_nothing):
-    """Lazy, other cut-outs, another order, some missing."""
-    other = given.isel(slit=np.random.default_rng(1).permutation(given.sizes["slit"])[:-4])
-    other = other.isel(y=slice(2, None), x=slice(3, -5))
-    other = other.assign_coords(y_start=other.y_start + 2, x_start=other.x_start + 3).pad(
-        y=(0, 6), constant_values={"quality": 1}
-    )
-    import dask
+def cut(ds, y, x):
+    """Cut-outs without their first and last rows and columns."""
+    part = ds.isel(y=slice(*y), x=slice(*x))
+    return part.assign_coords(y_start=ds.y_start + y[0], x_start=ds.x_start + x[0])
 
-    with dask.config.set(scheduler="sync"), pytest.warns(UserWarning, match="4 of 24 slits of the"):
-        out = laid_on(result, other).compute()
+
+@pytest.mark.parametrize("smaller", ["given", "result"])
+def test_order_size_and_number_of_slits_may_differ(result, own_nods, given, smaller):
+    other = given.isel(slit=np.random.default_rng(1).permutation(given.sizes["slit"])[:-4])
+    expected, window = own_nods, ((2, 22), (3, -5))
+    if smaller == "given":
+        other = cut(other, *window)
+    else:
+        result, expected = cut(result, *window), cut(own_nods, *window)
+    with pytest.warns(UserWarning, match="4 of 24 slits of the result have no partner"):
+        out = laid_on(result, other)
     assert out.flux.shape == result.flux.shape
+    inside = np.zeros(out.flux.shape[1:], bool)
+    inside[slice(*window[0]) if smaller == "given" else slice(None)] = True
+    if smaller == "given":
+        inside[:, :3] = inside[:, -5:] = False
     found = by_slit(other)
     for key, i in by_slit(result).items():
-        if key not in found:
-            assert np.isnan(out.flux.values[i]).all() and (out.quality.values[i] & 1).all()
-            continue
         there = np.isfinite(out.flux.values[i])
-        expected = own_nods.flux.values[i]
-        inside = np.zeros_like(there)
-        inside[2:, 3 : expected.shape[1] - 5] = True
-        np.testing.assert_array_equal(there, np.isfinite(expected) & inside)
-        np.testing.assert_array_equal(out.flux.values[i][there], expected[there])
-        np.testing.assert_array_equal(out.error.values[i][there], own_nods.error.values[i][there])
+        if key not in found:
+            assert not there.any() and (out.quality.values[i] & 1).all()
+            continue
+        np.testing.assert_array_equal(there, np.isfinite(expected.flux.values[i]) & inside)
+        for name in ("flux", "error"):
+            values = out[name].values[i][there]
+            np.testing.assert_array_equal(values, expected[name].values[i][there])
+
+
+def test_residuals_of_given_products_are_lazy(given, compute_nothing):
+    assert mx.residuals(given).residual.dtype == np.float32
+
+
+def test_slits_that_are_in_the_products_only(result, given):
+    with pytest.warns(UserWarning, match="3 of 24 slits of the products given are not in the res"):
+        out = laid_on(result.isel(slit=slice(3, None)), given)
+    assert out.sizes["slit"] == 21
 
 
 def official_nods(ds):
@@ -277,21 +294,24 @@ def test_errors_that_did_not_grow_are_grown(ds, result, files, tmp_path):
     auto = mx.compare(result, official)
     assert auto.attrs["nod_errors"] == {"nods": "as given, and those of the other nods"}
     raw = mx.compare(result, official, nod_errors="given")
-    assert auto.loc["nods"].noise_gain == pytest.approx(np.sqrt(1.5), abs=0.02)
+    gain = auto.loc["nods"].noise_gain
+    assert gain == pytest.approx(np.sqrt(1.5), abs=0.03)
     assert raw.loc["nods"].noise_gain == pytest.approx(1, abs=1e-3)
-    assert raw.loc["nods"].mad_sigma / auto.loc["nods"].mad_sigma == pytest.approx(1.22, abs=0.02)
+    assert raw.loc["nods"].mad_sigma / auto.loc["nods"].mad_sigma == pytest.approx(gain, abs=0.03)
 
 
 def test_what_cannot_be_compared(ds, result, given):
     scored = mx.residuals(given)
     moved = scored.assign_coords(x_start=scored.x_start + 8)
-    with pytest.raises(DatasetError, match="different wavelengths .*8 pixels.*x_start"):
+    with pytest.raises(DatasetError, match=r"different wavelengths .*8 pixels.*x_start"):
         mx.compare(result, moved)
-    other = scored.assign_coords(exposure=("slit", np.full(scored.sizes["slit"], "jw1")))
-    with pytest.raises(DatasetError, match="no slit in common .*expected .* as in jw0.*jw1"):
+    other = scored.assign_coords(
+        exposure=("slit", np.char.replace(scored.exposure.values, "jw0", "jw1"))
+    )
+    with pytest.raises(DatasetError, match=r"no slit in common .*expected .* as in jw0.*jw1"):
         mx.compare(result, other)
     units = scored.assign(flux=scored.flux.assign_attrs(units="DN/s"))
-    with pytest.raises(DatasetError, match="different units .*expected MJy/sr; found DN/s"):
+    with pytest.raises(DatasetError, match=r"different units .*expected MJy/sr; found DN/s"):
         mx.compare(result, units)
     with pytest.raises(DatasetError, match="no result to compare with"):
         mx.compare(scored, result)
