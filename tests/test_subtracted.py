@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from astropy.io import fits
+from nodding import by_slit, official_nods, write_cal
 
 import mbkg_xr as mx
 from mbkg_xr import chain
@@ -51,35 +52,6 @@ def result(ds, master):
 @pytest.fixture(scope="module")
 def own_nods(ds):
     return mx.residuals(mx.subtract_nods(ds))
-
-
-def by_slit(ds):
-    keys = zip(ds.exposure.values, ds.detector.values, ds.slitlet.values, strict=True)
-    return {(str(e), str(d), int(s)): i for i, (e, d, s) in enumerate(keys)}
-
-
-def write_cal(files, ds, folder, *, key="S_BKDSUB", errors=True):
-    """The `_cal` files again, with flux, errors and flags of a dataset."""
-    folder.mkdir(exist_ok=True)
-    position = by_slit(ds)
-    written = []
-    for path in files:
-        if not path.name.endswith("_cal.fits"):
-            continue
-        with fits.open(path) as hdus:
-            if key:
-                hdus[0].header[key] = "COMPLETE"
-            detector = hdus[0].header["DETECTOR"]
-            for number in [h.ver for h in hdus if h.name == "SCI"]:
-                slitlet = hdus["SCI", number].header["SLITID"]
-                i = position[path.name[:25], detector, slitlet]
-                ny, nx = hdus["SCI", number].shape
-                for name, variable in (("SCI", "flux"), ("ERR", "error"), ("DQ", "quality")):
-                    if name != "ERR" or errors:
-                        hdus[name, number].data = ds[variable].values[i, :ny, :nx]
-            hdus.writeto(folder / path.name)
-            written.append(folder / path.name)
-    return written
 
 
 @pytest.fixture(scope="module")
@@ -164,15 +136,6 @@ def test_one_of_many_is_enough(ds):
         mx.fit_master(mixed)
     with pytest.raises(DatasetError, match="nothing was subtracted"):
         mx.residuals(mixed)
-
-
-def test_run_leaves_them_out_and_says_so(files, nodded, tmp_path):
-    with pytest.warns(UserWarning, match="left out: prism-clear-subtracted, 24 slits"):
-        results = chain.run([*files, *nodded], tmp_path / "mix.zarr")
-    assert list(results) == ["prism-clear"]
-    with pytest.raises(DatasetError, match=REMEDY):
-        chain.run(nodded, tmp_path / "nodded.zarr")
-    assert [p.name for p in tmp_path.iterdir()] == ["mix.zarr"]
 
 
 def test_a_sky_that_is_not_there_is_told(own_nods):
@@ -262,23 +225,6 @@ def test_slits_that_are_in_the_products_only(result, given):
     with pytest.warns(UserWarning, match="3 of 24 slits of the products given are not in the res"):
         out = laid_on(result.isel(slit=slice(3, None)), given)
     assert out.sizes["slit"] == 21
-
-
-def official_nods(ds):
-    """Whole exposures from each other, source and all, errors left as they were: as jwst does."""
-    flux, error = ds.flux.values.copy(), ds.error.values.astype(float)
-    good = (ds.quality.values & 0x30000011) == 0
-    good &= np.isfinite(flux) & (error > 0)
-    spread = np.full(flux.shape, np.nan)
-    slitlets = list(zip(ds.detector.values, ds.slitlet.values, strict=True))
-    for i, key in enumerate(slitlets):
-        others = [j for j, k in enumerate(slitlets) if k == key and j != i]
-        assert len({(ds.y_start.values[j], ds.x_start.values[j]) for j in (i, *others)}) == 1
-        number = good[others].sum(0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            flux[i] -= np.where(good[others], ds.flux.values[others], 0).sum(0) / number
-            spread[i] = np.sqrt(np.where(good[others], error[others] ** 2, 0).sum(0)) / number
-    return ds.assign(flux=(ds.flux.dims, flux, ds.flux.attrs)), np.where(spread > 0, spread, np.nan)
 
 
 def test_errors_that_did_not_grow_are_grown(ds, result, files, tmp_path):

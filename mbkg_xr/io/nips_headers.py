@@ -55,7 +55,7 @@ def detector_of(named: str, headers: Headers, where: str) -> str:
             "unknown detector",
             where=where,
             expected=f"{named} of NRS1 (491) or NRS2 (492)",
-            found=value,
+            found="no such keyword" if value is None else value,
             remedy="name the detector in the layout's table `detectors`",
         )
     return detector
