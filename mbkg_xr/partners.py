@@ -58,6 +58,17 @@ def laid_on(result: xr.Dataset, given: xr.Dataset, *, errors: str = "auto") -> x
         Where no slit is in both, units differ, or pixels do not lie together.
     ParameterError
         On an unknown choice of `errors`.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> ds = mx.simulate_program(exposures=3, slits=2, background_slits=2)
+    >>> nods = mx.subtract_nods(ds)
+    >>> given = nods.drop_vars(["background", "background_error"])
+    >>> given = given.assign_coords(subtracted=("slit", ["S_BKDSUB"] * ds.sizes["slit"]))
+    >>> out = laid_on(nods, given.isel(slit=slice(None, None, -1)))
+    >>> float(abs(out.flux - nods.flux).max()), out.attrs["nod_errors"]
+    (0.0, 'as given')
     """
     if errors not in NOD_ERRORS:
         raise ParameterError(

@@ -60,6 +60,17 @@ def compare_stored(
         Where `path` is no store.
     DatasetError
         Where it holds no result, or nothing of the products' configurations.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx, tempfile, pathlib
+    >>> from mbkg_xr.chain import run_tree
+    >>> ds = mx.simulate_program(exposures=2, slits=2, background_slits=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = pathlib.Path(folder) / "result.zarr"
+    ...     _ = run_tree({"prism-clear": ds}, store)
+    ...     list(compare_stored(store)["prism-clear"].index)
+    ['master', 'nods', 'heldout']
     """
     say = on_step or (lambda text: None)
     tree = open_store(path)

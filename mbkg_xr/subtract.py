@@ -200,6 +200,15 @@ def nod_errors(ds: xr.Dataset) -> xr.DataArray:
     -------
     xarray.DataArray
         (slit, y, x), NaN where no other nod has a usable pixel.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> from mbkg_xr.subtract import nod_errors
+    >>> ds = mx.simulate_program(exposures=3, slits=2, background_slits=2)
+    >>> share = (nod_errors(ds) / ds.error.where(ds.error > 0)).compute()
+    >>> round(float(share.median()), 1)  # 1 / sqrt(2) for two others
+    0.7
     """
     stacked = _other_nods(ds, np.full(ds.sizes["slit"], np.nan))
     return xr.DataArray(stacked[..., 1], dims=PIXEL_DIMS, attrs=dict(ds["error"].attrs))

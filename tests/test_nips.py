@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -464,6 +465,14 @@ def test_bad_files_of_all_formats_are_reported_together(mixed, tmp_path):
 def test_metafiles_alone_are_no_programme(mixed):
     with pytest.raises(InputFileError, match=r"no slit products .*MSA metafiles only"):
         mx.open_program(next(mixed.glob("*_msa.fits")))
+
+
+def test_what_a_scan_gives_is_plain(one_file):
+    """It is kept between runs as JSON."""
+    (source,) = nips.scan_file(one_file)
+    kept = json.loads(json.dumps(asdict(source)))
+    assert kept["coords"].keys() == source.coords.keys()
+    assert kept["planes"]["flux"]["offset"] == source.planes["flux"].offset
 
 
 def test_flag_table_is_that_of_nips():

@@ -267,6 +267,30 @@ def test_what_cannot_be_compared(ds, result, given):
         mx.residuals(ds)
 
 
+def test_official_nod_subtraction_leaves_errors_as_they_were():
+    """What the README says of the pipeline, and that the steps are called as the error says."""
+    pytest.importorskip("jwst", reason="the official pipeline is not in this environment")
+    from jwst.background.background_sub import background_sub
+    from jwst.pipeline import Spec2Pipeline
+    from stdatamodels.jwst.datamodels import ImageModel
+
+    assert {"bkg_subtract", "master_background_mos"} <= Spec2Pipeline.step_defs.keys()
+    rng = np.random.default_rng(1)
+    models = []
+    for _ in range(3):
+        model = ImageModel((2048, 2048))
+        model.data, model.err = rng.normal(size=(2, 2048, 2048)).astype("f4")
+        model.dq = np.zeros((2048, 2048), "u4")
+        model.meta.instrument.name = "NIRSPEC"
+        models.append(model)
+    first, error = models[0].data.copy(), models[0].err.copy()
+    _, out = background_sub(models[0], models[1:], sigma=3, maxiters=None)
+    np.testing.assert_array_equal(out.err, error)
+    np.testing.assert_allclose(
+        out.data, first - 0.5 * (models[1].data + models[2].data), rtol=1e-5, atol=1e-6
+    )
+
+
 # ------------------------------------------------------------------------------------------------
 # NIPS
 

@@ -62,7 +62,7 @@ class NipsLayout:
 
     The defaults are those of NIPS 1.x. `from_toml` reads the same from a file.
 
-    Attributes
+    Parameters
     ----------
     flux, quality, variance, wavelength, position
         Names of the extensions, before the suffix of the detector.
@@ -197,6 +197,11 @@ class NipsLayout:
         ------
         ParameterError
             As `from_mapping` and `from_toml`.
+
+        Examples
+        --------
+        >>> NipsLayout.of({"wavelength": "AWCS"}).needed
+        ('DATA', 'QUALITY', 'VAR', 'AWCS', 'SLITY')
         """
         if layout is None:
             return cls()
