@@ -14,7 +14,7 @@ import xarray as xr
 
 from .errors import DatasetError, ParameterError
 from .fit import fit_master
-from .io import NipsLayout, open_program
+from .io import open_program
 from .io.store import create_store, finish, open_store, write_group
 from .models import BSpline, LogPolynomial
 from .report import write_report
@@ -59,7 +59,7 @@ def run(
     paths: str | os.PathLike | Sequence[str | os.PathLike],
     out: str | os.PathLike,
     *,
-    nips_layout: NipsLayout | Mapping[str, Any] | str | os.PathLike | None = None,
+    opening: Mapping[str, Any] | None = None,
     **options,
 ) -> dict[str, ChainResult]:
     """Open products and run the whole chain on them. Computes.
@@ -70,8 +70,8 @@ def run(
         As for `open_program`.
     out
         The store to write.
-    nips_layout
-        As for `open_program`.
+    opening
+        Options of `open_program`, such as ``nips_layout``.
     **options
         As for `run_tree`.
 
@@ -90,7 +90,7 @@ def run(
         raise ParameterError(
             "the result would replace the input", where=str(out), remedy="choose another --out"
         )
-    return run_tree(open_program(given, nips_layout=nips_layout), out, **options)
+    return run_tree(open_program(given, **(opening or {})), out, **options)
 
 
 def run_tree(

@@ -65,16 +65,15 @@ def run_command(
     slits: str,
     leave_out: str,
     skip_bad_slits: bool,
-    nips_layout: str | None,
     as_json: bool,
     overwrite: bool,
+    **opening: Any,
 ) -> None:
     """Run the whole chain on INPUTS: STScI or NIPS slit products, or a Zarr store."""
     with show_progress(Console(stderr=True)) as say:
         results = run(
             inputs,
             out,
-            nips_layout=nips_layout,
             model=model,
             yrel=yrel or SHUTTER_CENTRES,
             exclude=None if exclude is None else [f for f in exclude.split(",") if f.strip()],
@@ -86,6 +85,7 @@ def run_command(
             report=report,
             overwrite=overwrite,
             on_step=say,
+            opening=opening,
         )
     print_results(results, out, report, as_json)
 

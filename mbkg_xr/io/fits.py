@@ -25,6 +25,7 @@ __all__ = [
     "first_given",
     "hdu_table",
     "lazy_dataset",
+    "node_name",
     "read_bytes",
     "scan_files",
 ]
@@ -204,11 +205,11 @@ def by_configuration(sources: Iterable[S]) -> dict[str, list[S]]:
     """Slits by disperser and filter, in the order given; those without their sky apart."""
     groups: dict[str, list[S]] = {}
     for source in sources:
-        groups.setdefault(_node_name(source), []).append(source)
+        groups.setdefault(node_name(source), []).append(source)
     return groups
 
 
-def _node_name(source: Source) -> str:
+def node_name(source: Source) -> str:
     """Products before and after their background was subtracted are of the same slits."""
     return source.configuration + (SUBTRACTED if source.coords.get("subtracted") else "")
 
@@ -284,7 +285,7 @@ def lazy_dataset(
         quality,
         {k: [s.coords[k] for s in sources] for k in first.coords},
         units=first.units,
-        configuration=_node_name(first),
+        configuration=node_name(first),
         flags=flags,
         attrs=attrs,
     )
