@@ -8,9 +8,9 @@ from typing import Any
 
 from dask.callbacks import Callback
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-__all__ = ["show_progress"]
+__all__ = ["counting", "show_progress"]
 
 
 class _TaskCounter(Callback):
@@ -40,3 +40,17 @@ def show_progress(console: Console, *, enabled: bool = True) -> Iterator[Callabl
         bar = progress.add_task("", total=None)
         with _TaskCounter(progress, bar):
             yield lambda text: progress.update(bar, description=text)
+
+
+@contextmanager
+def counting(
+    shown: bool | Callable[[int, int], None], text: str
+) -> Iterator[Callable[[int, int], None] | None]:
+    """What to call with the number of things done and of all: a bar on stderr, or what is given."""
+    if callable(shown) or not shown:
+        yield shown or None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(text, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)

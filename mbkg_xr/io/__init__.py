@@ -4,49 +4,68 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
-from ..errors import InputFileError
+from ..errors import InputFileError, MbkgError
+from ..progress import counting
 from . import jwst, nips
 from .fits import Hdu, by_configuration, hdu_table, scan_files
+from .index import Index, Seen, open_index
+from .lazy import SLITS_A_CHUNK, Chunks, chunked_as
 from .nips import NipsLayout
 from .store import is_store, open_store, save
 
 __all__ = ["NipsLayout", "open_program", "save"]
 
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in (jwst.SlitSource, nips.NipsSource)}
+
 
 def open_program(
     paths: str | os.PathLike | Sequence[str | os.PathLike],
     *,
-    chunks: int = 32,
+    chunks: Chunks = SLITS_A_CHUNK,
     on_error: str = "raise",
     nips_layout: NipsLayout | Mapping[str, Any] | str | os.PathLike | None = None,
+    cache: bool | str | os.PathLike = True,
+    progress: bool | Callable[[int, int], None] = False,
 ) -> xr.DataTree:
     """Open a programme as a lazy tree, one node a disperser/filter pair.
 
     Parameters
     ----------
     paths
-        Slit products of STScI and NIPS (files, glob patterns, or directories of FITS files), a Zarr
-        store, or a directory that holds a Zarr store and no FITS file. MSA metafiles among the
-        products are passed over: they hold no slits.
+        Slit products of STScI and NIPS (files, glob patterns, where ``**`` stands for any folders,
+        or directories of FITS files), a Zarr store, or a directory that holds a Zarr store and no
+        FITS file. MSA metafiles among the products are passed over: they hold no slits.
     chunks
-        Slits in a chunk, for FITS input.
+        Slits in a chunk; a mapping such as ``{"slit": 64}``; ``"auto"`` for dask's usual size; -1
+        for one chunk; ``{}`` for 32 slits, or as a store has them. Chunks of a store are joined or
+        split whole. None for lazy arrays without dask, which read what is indexed.
     on_error
         ``"raise"`` one error that reports every unusable file, or ``"warn"`` and keep the others.
     nips_layout
         What extensions and keywords of NIPS files are called and mean; as in NIPS 1.x by default.
         A `NipsLayout`, a mapping of its attributes, or the path of a TOML file.
+    cache
+        Where the structure of products, and yrel once evaluated, are kept for the next time: a
+        directory, True for ``mbkg_xr`` in the user's cache directory (or the environment variable
+        ``MBKG_XR_CACHE``), or False. A product that changed, in its headers or metadata, is read
+        anew; nothing is ever written beside it.
+    progress
+        Whether to show a bar while files are opened, or what to call with the number of files done
+        and of all.
 
     Returns
     -------
     xarray.DataTree
-        Nodes such as ``prism-clear``, each a slit dataset. Headers are read, pixels are not. The
+        Nodes such as ``prism-clear``, each a slit dataset, slits by exposure, detector and slitlet
+        whatever the order of files. Headers are read, pixels are not. The
         flags of STScI and NIPS products mean different things: where both are of one
         configuration, those of NIPS are a node of their own, ``prism-clear-nips``. Slits whose
         background was subtracted already, as coordinate ``subtracted`` tells, are in
@@ -55,11 +74,11 @@ def open_program(
     Raises
     ------
     InputFileError, InputFilesError
-        Where files are missing or cannot be used.
+        Where files are missing or cannot be used, or hold the same slits.
     StoreError
         Where a store cannot be opened.
     ParameterError
-        Where `nips_layout` makes no sense.
+        Where `chunks`, `on_error` or `nips_layout` make no sense.
 
     Examples
     --------
@@ -73,10 +92,14 @@ def open_program(
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     store = _the_store(given[0]) if len(given) == 1 else None
     if store is not None:
-        return open_store(store)
-    files = dict.fromkeys(file for path in given for file in _expand(path))
-    scan = partial(_scan_product, layout=layout)
-    sources = scan_files(files, scan, on_error=on_error)
+        return chunked_as(open_store(store), chunks)
+    files = {os.path.realpath(file): file for path in given for file in _expand(path)}
+    index = open_index(cache)
+    scan = partial(_scan_product, layout=layout, index=index)
+    with counting(progress, "opening") as count:
+        sources = scan_files(files.values(), scan, on_error=on_error, progress=count)
+    if index is not None:
+        sources = index.with_places(sources)
     if not sources:
         raise InputFileError(
             "no slit products",
@@ -87,11 +110,11 @@ def open_program(
     datasets = {
         name: jwst.dataset(group, chunks=chunks)
         for name, group in by_configuration(
-            s for s in sources if isinstance(s, jwst.SlitSource)
+            (s for s in sources if isinstance(s, jwst.SlitSource)), on_error=on_error
         ).items()
     }
     for name, group in by_configuration(
-        s for s in sources if isinstance(s, nips.NipsSource)
+        (s for s in sources if isinstance(s, nips.NipsSource)), on_error=on_error
     ).items():
         ds = nips.dataset(group, chunks=chunks, layout=layout)
         if name in datasets:
@@ -102,13 +125,35 @@ def open_program(
 
 
 def _scan_product(
-    path: str | Path, *, layout: NipsLayout
+    path: str | Path, *, layout: NipsLayout, index: Index | None = None
 ) -> Sequence[jwst.SlitSource | nips.NipsSource]:
-    """Slits of one file of either format; the headers are read once."""
+    """Slits of one file of either format; the headers are read once, if at all."""
+    seen = None if index is None else Seen.now(path)
+    about = repr(layout)
+    if index is not None and seen is not None:
+        known: Sequence[jwst.SlitSource | nips.NipsSource] | None = index.find(seen, about, _KINDS)
+        if known is not None:
+            return known
     hdus = hdu_table(path)
-    if nips.is_nips(hdus, layout):
-        return nips.scan_file(path, hdus, layout=layout)
-    return [] if _is_metafile(hdus) else jwst.scan_file(path, hdus)
+    slits: Sequence[jwst.SlitSource | nips.NipsSource] = []
+    try:
+        if nips.is_nips(hdus, layout):
+            slits = nips.scan_file(path, hdus, layout=layout)
+        elif not _is_metafile(hdus):
+            slits = jwst.scan_file(path, hdus)
+    except MbkgError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputFileError(
+            "a keyword of the wrong kind",
+            where=Path(path).name,
+            expected="the keywords of a slit product",
+            found=f"{type(error).__name__}: {error}",
+            remedy="fetch the file again",
+        ) from error
+    if index is not None and seen is not None:
+        index.add(seen, about, hdus, slits)
+    return slits
 
 
 def _is_metafile(hdus: Sequence[Hdu]) -> bool:
@@ -135,14 +180,19 @@ def _the_store(path: str | os.PathLike) -> Path | None:
     return stores[0] if stores else None
 
 
+def _is_product_name(name: str) -> bool:
+    """FITS files, and compressed ones, to say so; but metafiles are compressed in the archive."""
+    return bool(re.search(r"\.fits(\.(gz|bz2|xz|zip))?$", name)) and "_msa.fits." not in name
+
+
 def _expand(path: str | os.PathLike) -> list[str]:
     text = os.fspath(path)
     if Path(text).is_dir():
-        found = sorted(str(p) for p in Path(text).glob("*.fits"))
+        found = sorted(str(p) for p in Path(text).glob("*.fits*") if _is_product_name(p.name))
     elif Path(text).exists() or not glob.has_magic(text):
         return [text]
     else:
-        found = sorted(glob.glob(text))
+        found = sorted(glob.glob(text, recursive=True))
     if not found:
         raise InputFileError(
             "no input files",

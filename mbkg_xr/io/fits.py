@@ -1,22 +1,17 @@
-"""What the readers of FITS products share: structure from headers, pixels by offset, padding."""
+"""What the readers of FITS products share: many files at once, bytes by offset."""
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any
 
-import dask.array as da
-import numpy as np
-import xarray as xr
-from astropy.io import fits
-from astropy.utils.exceptions import AstropyWarning
-from numpy.typing import NDArray
-
-from ..errors import InputFileError, InputFilesError
-from ..schema import SUBTRACTED, slit_dataset
+from ..errors import InputFileError, InputFilesError, ParameterError
+from ..schema import SLIT_IDENTITY
+from .headers import Hdu, hdu_table
+from .lazy import S, Source, lazy_dataset, node_name
 
 __all__ = [
     "Hdu",
@@ -30,105 +25,7 @@ __all__ = [
     "scan_files",
 ]
 
-
-class Hdu(NamedTuple):
-    """Name, version, header, data offset and data size (bytes) of one HDU."""
-
-    name: str
-    version: int
-    header: fits.Header
-    offset: int
-    size: int
-
-
-class Source(Protocol):
-    """Where one slit's pixels lie; each format adds what it needs to read them."""
-
-    @property
-    def shape(self) -> tuple[int, int]: ...
-    @property
-    def coords(self) -> dict[str, Any]: ...
-    @property
-    def units(self) -> str: ...
-    @property
-    def configuration(self) -> str: ...
-
-
-S = TypeVar("S", bound=Source)
-
-
-def hdu_table(path: str | Path) -> list[Hdu]:
-    """Read the headers of a NIRSpec FITS file, no pixels.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    list of Hdu
-        In the order of the file; the first is the primary one.
-
-    Raises
-    ------
-    InputFileError
-        Where the file is missing, is not FITS, is truncated, or is not from NIRSpec.
-    """
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            start = stream.read(9)
-    except OSError as error:
-        raise InputFileError(
-            "cannot read the file", where=str(path), found=error.strerror, remedy="check the path"
-        ) from error
-    if start != b"SIMPLE  =":
-        raise InputFileError(
-            "not a FITS file",
-            where=path.name,
-            expected="a file that begins with SIMPLE  =",
-            found=repr(start.decode("latin1")),
-            remedy="give slit products of STScI or NIPS (uncompressed FITS)",
-        )
-    hdus = _headers(path, size)
-    instrument = hdus[0].header.get("INSTRUME", "no INSTRUME keyword")
-    if str(instrument).strip() != "NIRSPEC":
-        raise InputFileError(
-            "not a NIRSpec product",
-            where=path.name,
-            expected="INSTRUME = NIRSPEC",
-            found=instrument,
-        )
-    return hdus
-
-
-def _headers(path: Path, size: int) -> list[Hdu]:
-    rows = []
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", AstropyWarning)
-            with fits.open(path, memmap=False, lazy_load_hdus=False) as hdus:
-                for hdu in hdus:
-                    info = hdu.fileinfo()
-                    rows.append(Hdu(hdu.name, hdu.ver, hdu.header, info["datLoc"], info["datSpan"]))
-    except (OSError, ValueError, TypeError, KeyError, fits.VerifyError) as error:
-        raise InputFileError(
-            "unreadable FITS headers", where=path.name, found=error, remedy="fetch the file again"
-        ) from error
-    broken = [str(w.message) for w in caught if re.search("truncated|Error valid", str(w.message))]
-    short = [row for row in rows if row.offset + row.size > size]
-    if broken or short:
-        last = (short or rows[-1:])[0]
-        raise InputFileError(
-            "truncated FITS file",
-            where=f"{path.name}, extension {last.name} {last.version}",
-            expected=f"{last.offset + last.size} bytes or more",
-            found=f"{size} bytes",
-            remedy="fetch the file again",
-        )
-    return rows
+_THREADS = 8
 
 
 def read_bytes(path: str | Path, offset: int, size: int) -> bytes:
@@ -137,11 +34,19 @@ def read_bytes(path: str | Path, offset: int, size: int) -> bytes:
     Raises
     ------
     InputFileError
-        Where the file ends before.
+        Where the file is gone, or ends before.
     """
-    with open(path, "rb") as stream:
-        stream.seek(offset)
-        data = stream.read(size)
+    # Opened for this one read: no file stays open, and no other thread moves its position.
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            stream.seek(offset)
+            data = stream.read(size)
+            while len(data) < size and (more := stream.read(size - len(data))):
+                data += more
+    except OSError as error:
+        raise InputFileError(
+            "cannot read the file", where=str(path), found=error.strerror, remedy="check the path"
+        ) from error
     if len(data) != size:
         raise InputFileError(
             "truncated FITS file",
@@ -165,144 +70,131 @@ def first_given(*values: Any) -> Any:
 
 
 def scan_files(
-    paths: Iterable[str | Path], scan: Callable[[str | Path], Sequence[S]], *, on_error: str
+    paths: Iterable[str | Path],
+    scan: Callable[[str | Path], Sequence[S]],
+    *,
+    on_error: str,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[S]:
     """Read the structure of many products, and report all that cannot be used together.
 
     Parameters
     ----------
     paths
-        Files; their slits keep this order.
+        Files. Some are read at a time; their order does not matter.
     scan
         Gives the slits of one file.
     on_error
         ``"raise"`` one error that reports all unusable files, or ``"warn"`` and keep the others.
+    progress
+        Called with the number of files done and of all.
 
     Returns
     -------
     list of Source
+        By exposure, detector and slitlet.
 
     Raises
     ------
     InputFileError, InputFilesError
         Where one or several files cannot be used.
+    ParameterError
+        On an unknown `on_error`.
     """
+    if on_error not in ("raise", "warn"):
+        raise ParameterError(
+            "unknown way to treat unusable files",
+            where="on_error",
+            expected="'raise' or 'warn'",
+            found=repr(on_error),
+        )
+    files = list(paths)
     sources: list[S] = []
     problems: list[InputFileError] = []
-    for path in paths:
-        try:
-            sources += scan(path)
-        except InputFileError as error:
-            problems.append(error)
-    if problems and (on_error == "raise" or not sources):
+    for done, found in enumerate(_each(scan, files), 1):
+        if isinstance(found, InputFileError):
+            problems.append(found)
+        else:
+            sources += found
+        if progress is not None:
+            progress(done, len(files))
+    _report(problems, on_error if sources else "raise")
+    # Never the order in which files were given.
+    return sorted(sources, key=lambda s: (*_identity(s), _path(s)))
+
+
+def _report(problems: Sequence[InputFileError], on_error: str) -> None:
+    if problems and on_error == "raise":
         raise problems[0] if len(problems) == 1 else InputFilesError(list(problems))
     for problem in problems:
-        warnings.warn(f"left out: {problem}", stacklevel=3)
-    return sources
+        warnings.warn(f"left out: {problem}", stacklevel=4)
 
 
-def by_configuration(sources: Iterable[S]) -> dict[str, list[S]]:
-    """Slits by disperser and filter, in the order given; those without their sky apart."""
-    groups: dict[str, list[S]] = {}
-    for source in sources:
-        groups.setdefault(node_name(source), []).append(source)
-    return groups
+def _each(
+    scan: Callable[[str | Path], Sequence[S]], files: Sequence[str | Path]
+) -> Iterator[Sequence[S] | InputFileError]:
+    """Slits of each file, or what is wrong with it, in the order of the files."""
+
+    def one(path: str | Path) -> Sequence[S] | InputFileError:
+        try:
+            return scan(path)
+        except InputFileError as error:
+            return error
+
+    if len(files) == 1:
+        yield one(files[0])
+        return
+    # Disks and networks have a latency, which threads share.
+    with ThreadPoolExecutor(_THREADS) as threads:
+        yield from threads.map(one, files)
 
 
-def node_name(source: Source) -> str:
-    """Products before and after their background was subtracted are of the same slits."""
-    return source.configuration + (SUBTRACTED if source.coords.get("subtracted") else "")
+def _identity(source: Source) -> tuple:
+    return tuple(source.coords[k] for k in SLIT_IDENTITY)
 
 
-def lazy_dataset(
-    sources: Sequence[S],
-    planes: Callable[[Sequence[S], str], Iterator[NDArray]],
-    variables: Sequence[str],
-    *,
-    chunks: int,
-    flags: Mapping[str, int],
-    quality_dtype: type,
-    attrs: Mapping[str, Any] | None = None,
-) -> xr.Dataset:
-    """A slit dataset whose pixels are read when they are asked for.
+def _path(source: Source) -> str:
+    return str(getattr(source, "path", None) or source.coords["path"])
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def by_configuration(sources: Iterable[S], *, on_error: str = "raise") -> dict[str, list[S]]:
+    """Slits by disperser and filter, in the order given, each once; those without their sky apart.
 
     Parameters
     ----------
     sources
-        Slits of one configuration and one format.
-    planes
-        Called with the slits of a chunk and a variable's name; gives their ``(ny, nx)`` pixels.
-    variables
-        Names of `mbkg_xr.schema.PIXEL_VARIABLES`, and ``"quality"``.
-    chunks
-        Slits in a chunk.
-    flags, quality_dtype
-        The quality table, and uint32 or uint64; padding is DO_NOT_USE.
-    attrs
-        Further attributes of the dataset.
-
-    Returns
-    -------
-    xarray.Dataset
-        ``(slit, y, x)``, padded to the largest slit.
+        Slits of one format.
+    on_error
+        What to do about a slit that several files hold: ``"raise"``, or ``"warn"`` and keep the
+        first.
 
     Raises
     ------
-    InputFileError
-        Where slits have different units.
+    InputFileError, InputFilesError
+        Where files hold the same slit; both are named.
     """
-    first = sources[0]
-    odd = next((s for s in sources if s.units != first.units), None)
-    if odd is not None:
-        raise InputFileError(
-            "slits in different units",
-            where=f"{odd.coords['filename']}, slitlet {odd.coords['slitlet']}",
-            expected=first.units,
-            found=odd.units,
-            remedy="open products of different units apart",
+    groups: dict[str, dict[tuple, S]] = {}
+    twins: dict[tuple[str, str], list[str]] = {}
+    for source in sources:
+        group = groups.setdefault(node_name(source), {})
+        first = group.setdefault(_identity(source), source)
+        if first is not source:
+            twins.setdefault((_path(first), _path(source)), []).append(
+                str(source.coords["slitlet"])
+            )
+    problems = [
+        InputFileError(
+            "a slit occurs more than once",
+            where=second,
+            expected="each slitlet once an exposure and detector",
+            found=f"slitlet {_some(slitlets)} in {first} too",
+            remedy="give one of the two products",
         )
-    shape = (max(s.shape[0] for s in sources), max(s.shape[1] for s in sources))
-    index = da.arange(len(sources), chunks=chunks)
-    arrays = {}
-    for variable in variables:
-        dtype: type = quality_dtype if variable == "quality" else np.float32
-        arrays[variable] = da.map_blocks(
-            _padded,
-            index,
-            sources=sources,
-            planes=planes,
-            variable=variable,
-            shape=shape,
-            fill=dtype(flags["DO_NOT_USE"] if variable == "quality" else np.nan),
-            dtype=dtype,
-            new_axis=[1, 2],
-            chunks=(index.chunks[0], (shape[0],), (shape[1],)),
-            meta=np.empty((0, 0, 0), dtype),
-        )
-    quality = arrays.pop("quality")
-    return slit_dataset(
-        arrays,
-        quality,
-        {k: [s.coords[k] for s in sources] for k in first.coords},
-        units=first.units,
-        configuration=node_name(first),
-        flags=flags,
-        attrs=attrs,
-    )
-
-
-def _padded(
-    index: NDArray[np.int64],
-    *,
-    sources: Sequence[S],
-    planes: Callable[[Sequence[S], str], Iterator[NDArray]],
-    variable: str,
-    shape: tuple[int, int],
-    fill: np.generic,
-) -> NDArray:
-    """Pixels of a block of slits, padded to a common shape."""
-    out = np.full((index.size, *shape), fill)
-    chosen = [sources[i] for i in index]
-    for slot, source, plane in zip(out, chosen, planes(chosen, variable), strict=True):
-        slot[: source.shape[0], : source.shape[1]] = plane
-    return out
+        for (first, second), slitlets in twins.items()
+    ]
+    _report(problems, on_error)
+    return {name: list(group.values()) for name, group in groups.items()}

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from astropy import units as u
-from astropy.io import fits
 from numpy.typing import NDArray
 
 from ..errors import InputFileError
@@ -30,6 +29,8 @@ from .fits import (
     read_bytes,
     scan_files,
 )
+from .headers import Header
+from .lazy import Chunks
 from .wcs import slit_metadata, wcs_yrel
 
 __all__ = ["SlitSource", "dataset", "open_slits", "scan_file"]
@@ -67,6 +68,8 @@ class SlitSource:
         The slit's coordinates.
     units, configuration
         As the file says.
+    kept
+        Path and offset where planes from the WCS are kept, None without a cache.
     """
 
     path: str
@@ -78,6 +81,7 @@ class SlitSource:
     coords: dict[str, Any]
     units: str
     configuration: str
+    kept: tuple[str, int] | None = None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -142,7 +146,7 @@ def _slit_source(
     extensions: dict,
     version: int,
     meta: dict,
-    primary: fits.Header,
+    primary: Header,
     asdf_hdu: Hdu,
     index: int | None,
 ) -> SlitSource:
@@ -188,7 +192,7 @@ def _slit_source(
     )
 
 
-def _units(header: fits.Header, where: str) -> str:
+def _units(header: Header, where: str) -> str:
     text = str(header.get("BUNIT", "")).strip()
     try:
         unit = u.Unit(text)
@@ -207,7 +211,7 @@ def _units(header: fits.Header, where: str) -> str:
 
 
 def _coords(
-    path: Path, header: fits.Header, meta: dict, primary: fits.Header, slitlet: int
+    path: Path, header: Header, meta: dict, primary: Header, slitlet: int
 ) -> dict[str, Any]:
     """Slit coordinates from header keywords, and the ASDF metadata where those are silent."""
     state = str(first_given(header.get("SHUTSTA"), meta.get("shutter_state"), ""))
@@ -257,10 +261,8 @@ def _read_plane(source: SlitSource, variable: str) -> NDArray:
     raw = read_bytes(source.path, offset, 4 * source.shape[0] * source.shape[1])
     if variable == "quality":
         # FITS keeps unsigned integers shifted by 2^31, which is a flip of the highest bit.
-        return (
-            (np.frombuffer(raw, ">u4") ^ np.uint32(1 << 31)).astype(np.uint32).reshape(source.shape)
-        )
-    return np.frombuffer(raw, ">f4").astype(np.float32).reshape(source.shape)
+        return (np.frombuffer(raw, ">u4") ^ np.uint32(1 << 31)).reshape(source.shape)
+    return np.frombuffer(raw, ">f4").reshape(source.shape)
 
 
 def _planes(sources: Sequence[SlitSource], variable: str) -> Iterator[NDArray]:
@@ -274,7 +276,7 @@ def _planes(sources: Sequence[SlitSource], variable: str) -> Iterator[NDArray]:
 
 
 def open_slits(
-    paths: Sequence[str | Path], *, chunks: int = 32, on_error: str = "raise"
+    paths: Sequence[str | Path], *, chunks: Chunks = 32, on_error: str = "raise"
 ) -> dict[str, xr.Dataset]:
     """Open STScI products as one lazy slit dataset a configuration.
 
@@ -301,7 +303,7 @@ def open_slits(
     return {name: dataset(group, chunks=chunks) for name, group in groups.items()}
 
 
-def dataset(sources: Sequence[SlitSource], *, chunks: int = 32) -> xr.Dataset:
+def dataset(sources: Sequence[SlitSource], *, chunks: Chunks = 32) -> xr.Dataset:
     """A lazy slit dataset of slits of one configuration.
 
     Raises

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..errors import InputFileError
 from .fits import Hdu, by_configuration, hdu_table, lazy_dataset, read_bytes, scan_files
 from .layout import POSITION_UNITS, NipsLayout
+from .lazy import Chunks
 from .nips_headers import (
     configuration,
     detector_of,
@@ -274,7 +275,7 @@ def open_slits(
     paths: Sequence[str | Path],
     *,
     layout: NipsLayout | None = None,
-    chunks: int = 32,
+    chunks: Chunks = 32,
     on_error: str = "raise",
 ) -> dict[str, xr.Dataset]:
     """Open NIPS irregular 2-D spectra as one lazy slit dataset a configuration.
@@ -310,7 +311,7 @@ def open_slits(
 
 
 def dataset(
-    sources: Sequence[NipsSource], *, chunks: int = 32, layout: NipsLayout | None = None
+    sources: Sequence[NipsSource], *, chunks: Chunks = 32, layout: NipsLayout | None = None
 ) -> xr.Dataset:
     """A lazy slit dataset of slits of one configuration.
 
