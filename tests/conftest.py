@@ -24,6 +24,14 @@ CLEAN = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """No test reads or fills the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MBKG_XR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_files() -> list[Path]:
     files = sorted(REAL.glob("*.fits"))
@@ -88,3 +96,39 @@ def compute_nothing():
 
     with dask.config.set(scheduler=refuse):
         yield
+
+
+@pytest.fixture(scope="session")
+def shutters() -> xr.Dataset:
+    """A programme of slitlets of one, two and three shutters on both detectors, in memory."""
+    return mx.simulate_program(
+        exposures=2,
+        slits=3,
+        background_slits=1,
+        detectors=("NRS1", "NRS2"),
+        n_shutters={1: 1, 2: 1, 3: 1},
+        seed=4,
+    ).compute()
+
+
+@pytest.fixture(scope="session")
+def cal_files(shutters, tmp_path_factory) -> list[Path]:
+    """It as STScI products: a multi-slit product an exposure and detector."""
+    pytest.importorskip("stdatamodels.jwst.datamodels")
+    from mbkg_xr.simulate import write_jwst
+
+    paths = write_jwst(shutters, tmp_path_factory.mktemp("cal"))
+    return [p for p in paths if p.name.endswith("_cal.fits")]
+
+
+@pytest.fixture(scope="session")
+def cal_file(cal_files) -> Path:
+    return cal_files[0]
+
+
+@pytest.fixture(scope="session")
+def i2d_files(shutters, tmp_path_factory) -> list[Path]:
+    """The same as NIPS products: one a slitlet and exposure."""
+    from mbkg_xr.simulate import write_nips
+
+    return write_nips(shutters, tmp_path_factory.mktemp("i2d"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import os
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -78,6 +81,102 @@ def test_truncated_at_every_block(real_files, tmp_path):
         path.write_bytes(data[:end])
         with pytest.raises(mx.MbkgError, match=path.name):
             mx.open_program(path)
+
+
+@pytest.fixture(scope="module")
+def small_cal(tmp_path_factory):
+    """A multi-slit product of two slitlets."""
+    from mbkg_xr.simulate import write_jwst
+
+    ds = mx.simulate_program(exposures=1, slits=2, background_slits=1, detectors=("NRS2",), seed=6)
+    return write_jwst(ds, tmp_path_factory.mktemp("small"))[0]
+
+
+def test_a_multi_slit_product_truncated_anywhere(small_cal, tmp_path):
+    """At every block, and a byte before and after."""
+    path = tmp_path / small_cal.name
+    path.write_bytes(small_cal.read_bytes())
+    blocks = path.stat().st_size // 2880
+    assert blocks * 2880 == path.stat().st_size
+    for block in range(blocks, 0, -1):
+        for end in (block * 2880 + 1, block * 2880, block * 2880 - 1):
+            if end >= blocks * 2880:
+                continue
+            os.truncate(path, end)
+            with pytest.raises(mx.MbkgError, match=path.name):
+                mx.open_program(path)
+
+
+BAD = {
+    "truncated": (lambda data: data[:28800], "truncated"),
+    "cut": (lambda data: data[: len(data) // 2880 // 2 * 2880 + 1], "truncated"),
+    "mangled": (lambda data: data.replace(b"NAXIS1  = ", b"NAXIS1  =x"), "NAXIS1"),
+    "huge": (
+        lambda data: data.replace(
+            b"=                    1 / number of g", b"=         999999999999 / number of g"
+        ),
+        "truncated",
+    ),
+    "missing": (
+        lambda data: data.replace(b"EXTNAME = 'ERR     '", b"EXTNAME = 'EXX     '"),
+        "no ERR",
+    ),
+    "nircam": (lambda data: data.replace(b"'NIRSPEC '", b"'NIRCAM  '"), "not a NIRSpec product"),
+    "grating": (lambda data: data.replace(b"'PRISM   '", b"'PRISM    "), "unreadable header card"),
+    "number": (lambda data: data.replace(b"SLITID  = ", b"SLITID  =T"), "slitlet|wrong kind|card"),
+    "empty": (lambda data: b"", "not a FITS file"),
+}
+
+
+@pytest.mark.parametrize("name", [*BAD, "gzip", "twice"])
+def test_the_others_are_kept(small_cal, cal_file, tmp_path, name):
+    """A clear error that names the file; with ``on_error="warn"`` a warning, and the good ones."""
+    data = small_cal.read_bytes()
+    folder = tmp_path / "data"
+    folder.mkdir()
+    good = folder / "jw09999001001_03101_00009_nrs1_cal.fits"
+    good.write_bytes(cal_file.read_bytes().replace(b"_03101_00001", b"_03101_00009"))
+    bad = folder / f"{name}_cal.fits"
+    if name == "gzip":
+        bad, words = folder / "gzip_cal.fits.gz", "gunzip gzip_cal.fits.gz"
+        bad.write_bytes(gzip.compress(data, 1))
+    elif name == "twice":
+        bad, words = folder / "twice_cal.fits", f"more than once .*{good}"
+        bad.write_bytes(good.read_bytes())
+    else:
+        change, words = BAD[name]
+        bad.write_bytes(change(data))
+        assert bad.read_bytes() != data
+    with pytest.raises(mx.MbkgError, match=words) as error:
+        mx.open_program(folder)
+    assert str(bad) in str(error.value) or bad.name in str(error.value)
+    with pytest.warns(UserWarning, match=rf"left out: .*{bad.name}"):
+        tree = mx.open_program(folder, on_error="warn")
+    ds = tree["prism-clear"].to_dataset().load()
+    assert set(ds.filename.values) == {good.name}
+    alone = mx.open_program(good)["prism-clear"].to_dataset().load()
+    assert ds.identical(alone)
+
+
+def test_compressed_metafiles_are_passed_over(small_cal, tmp_path):
+    (tmp_path / small_cal.name).write_bytes(small_cal.read_bytes())
+    (tmp_path / "jw09999001001_01_msa.fits.gz").write_bytes(gzip.compress(b"a metafile"))
+    assert mx.open_program(tmp_path)["prism-clear"].sizes["slit"] == 2
+
+
+def test_unknown_on_error(small_cal):
+    with pytest.raises(mx.MbkgError, match="'raise' or 'warn'"):
+        mx.open_program(small_cal, on_error="ignore")
+
+
+def test_progress(small_cal, cal_files, capsys, monkeypatch):
+    told = []
+    files = [small_cal, *cal_files[1:]]
+    mx.open_program(files, progress=lambda done, total: told.append((done, total)))
+    assert told == [(i + 1, len(files)) for i in range(len(files))]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    mx.open_program(files, progress=True)
+    assert "opening" in capsys.readouterr().err
 
 
 def test_no_sci(real_files, tmp_path):

@@ -442,7 +442,7 @@ def test_headers_are_read_once(mixed, monkeypatch):
     )
     monkeypatch.setattr(nips, "hdu_table", None)
     monkeypatch.setattr(mx.io.jwst, "hdu_table", None)
-    mx.open_program(mixed)
+    mx.open_program(mixed, cache=False)
     assert len(counted) == len(set(counted)) == 4
 
 
