@@ -16,8 +16,8 @@ import xarray as xr
 
 import mbkg_xr as mx
 from mbkg_xr.errors import MbkgError
+from mbkg_xr.io import NipsLayout, wcs
 from mbkg_xr.io import index as indexing
-from mbkg_xr.io import wcs
 from mbkg_xr.io.headers import hdu_table
 from mbkg_xr.io.index import Index, Seen, open_index
 
@@ -72,7 +72,7 @@ def test_the_same_from_the_index(kind, request, cache, nothing_read):
 
 def test_wavelengths_are_kept_too(cal_file, cache, nothing_read):
     index = open_index(cache)
-    sources = mx.io._scan_product(cal_file, layout=None, index=index)
+    sources = mx.io._scan_product(cal_file, layout=NipsLayout(), index=index)
     fresh = list(wcs.wcs_wavelength(sources))
     placed = index.with_places(sources)
     yrel = list(wcs.wcs_yrel(placed))  # kept without the wavelengths
@@ -146,8 +146,6 @@ def test_a_file_cut_short_after_it_was_indexed(own, cache):
 
 
 def test_another_layout_is_another_entry(i2d_files, cache):
-    from mbkg_xr.io import NipsLayout
-
     wide = opened(i2d_files, cache)
     turned = opened(i2d_files, cache, nips_layout=NipsLayout(turned=()))
     assert len(entries(cache, ".slits")) == 2 * len(i2d_files)
@@ -272,7 +270,7 @@ def test_what_was_used_longest_ago_goes_first(cal_files, cache, monkeypatch):
     assert sum(indexing._bytes_on_disk(p.stat()) for p in left) <= limit
     seen = [Seen.now(p) for p in cal_files]
     index = Index(left[0].parent)
-    known = [index._entry(s, repr(None)) in left for s in seen]
+    known = [index._entry(s, repr(NipsLayout())) in left for s in seen]
     assert known == [True, True, False, False]
     # Where there is no room for planes, there are none, and the same comes out.
     monkeypatch.setenv("MBKG_XR_CACHE_BYTES", "1000")
@@ -312,6 +310,6 @@ def test_only_plain_values_are_kept(cal_files, i2d_files, cache):
     """What a scan finds comes back from JSON as it was, types and all."""
     index = open_index(cache)
     for path in (cal_files[0], i2d_files[0]):
-        sources = mx.io._scan_product(path, layout=None, index=index)
-        again = index.find(Seen.now(path), repr(None), mx.io._KINDS)
+        sources = mx.io._scan_product(path, layout=NipsLayout(), index=index)
+        again = index.find(Seen.now(path), repr(NipsLayout()), mx.io._KINDS)
         assert [repr(s) for s in again] == [repr(s) for s in sources]
