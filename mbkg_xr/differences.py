@@ -86,6 +86,7 @@ def find_differences(
             scale=found.scale,
             pedestal=found.pedestal,
             pedestal_shape=shape,
+            level=found.level,
             used=found.used,
             leak=found.stray,
             light=found.light,

@@ -136,6 +136,12 @@ def _difference_variables(differ: Differences, units: str) -> dict:
                 ("slit", "shutter", "order", "order_2"),
                 scales.without_covariance,
             ),
+            "shutter_level": (
+                ("slit", "shutter"),
+                scales.level,
+                {"long_name": "what the shutter adds to its slit's scale"},
+            ),
+            "shutter_level_variance": (("slit", "shutter"), scales.level_variance),
             "shutter_used": (
                 ("slit", "shutter"),
                 scales.used,
@@ -187,6 +193,7 @@ def _difference_attrs(differ: Differences) -> dict:
     out: dict = {}
     if differ.scales is not None:
         out["leak"] = [float(v) for v in differ.scales.leak]
+        out["shutter_spread"] = differ.scales.own_spread
     return out
 
 

@@ -107,7 +107,7 @@ class PassSums:
 def _accumulate_block(
     flux, error, var_rnoise, var_poisson, selected, wavelength, yrel,
     group, time_factor, edges, lookup, step, bin_spans,
-    factor, offset, used, stray, profile, first, pitch, kind,
+    factor, level, offset, used, stray, profile, first, pitch, kind,
     model, gain, floor, centre, cut, usual, unit, log, z_max, z_step,
     moments, count, histogram, noise, pixels,
 ):  # pragma: no cover - compiled  # fmt: skip
@@ -133,7 +133,7 @@ def _accumulate_block(
                 z = shutter_of(np.float64(yrel[s, i, j]))
                 if not used[s, z]:
                     continue
-                share = factor[s, n]
+                share = factor[s, n] + level[s, z]
                 if has_profile:
                     share *= profile_at(profile, first, pitch, kind[s], yrel[s, i, j], n + t)
                 if not share > 0.01:
@@ -217,8 +217,8 @@ def _block_sums(
     _accumulate_block(
         flux, error, rnoise, poisson, selected, wavelength, yrel,
         group, time_factor, grid.edges, grid.lookup, grid.step, BIN_SPANS,
-        terms.factor(), terms.offset(), terms.used, terms.stray(), terms.profile.values, terms.profile.first,
-        terms.profile.step, terms.kind,
+        terms.factor(), terms.level, terms.offset(), terms.used, terms.stray(),
+        terms.profile.values, terms.profile.first, terms.profile.step, terms.kind,
         state.model, state.gain, state.floor, state.centre, state.cut, state.usual,
         state.unit, state.log, _Z_MAX, _Z_STEP,
         sums.moments, sums.count, sums.histogram, sums.noise, sums.pixels,
@@ -232,7 +232,7 @@ def accumulate(
     state: PassState,
     groups: NDArray[np.int64],
     n_groups: int,
-    terms: Terms,
+    terms: Terms | None = None,
 ) -> PassSums:
     """One pass over the selected pixels.
 
@@ -249,13 +249,14 @@ def accumulate(
     n_groups
         Number of groups.
     terms
-        What differs from slit to slit; the moments are of the master's own scale.
+        What differs from slit to slit; the moments are of the master's own scale. None: nothing.
 
     Returns
     -------
     PassSums
         The same to rounding for any chunking: each block adds up in float64.
     """
+    terms = Terms.none(ds.sizes["slit"], grid.size) if terms is None else terms
     time = ds["exposure_time"].values
     factor = np.where(time > 0, REFERENCE_TIME / np.where(time > 0, time, 1.0), 1.0)
     has_var = "var_rnoise" in ds and "var_poisson" in ds

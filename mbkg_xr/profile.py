@@ -1,9 +1,9 @@
 """The residual bar-shadow profile: how the light of uniform sky varies along the slit.
 
 Calibrated products have the bars between shutters divided out, but the profile that was used is
-not the true one. What is left, g(yrel, wavelength), is the same in all slitlets of as many shutters,
-and is found from sky slits: at nodes along the slit, a parabola in wavelength at each, with a prior
-that neighbouring nodes go on smoothly (a Gaussian random walk of second order).
+not the true one. What is left, g(yrel, wavelength), is the same in all slitlets of as many
+shutters, and is found from sky slits: at nodes along the slit, a parabola in wavelength at each,
+with a prior that neighbouring nodes go on smoothly (a Gaussian random walk of second order).
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ the excess over the master at wavelength bin b is
 
     e_b = a_j . P_b + p_(exposure, detector) q_b / S_b + noise,
 
-P Legendre polynomials; beside a source comes a share of that source's own light. The coefficients
+P Legendre polynomials; each shutter adds a level of its own, and beside a source comes a share of
+that source's light. The coefficients
 have a hierarchy of normal priors: what a slitlet has in all its exposures, what an exposure has in
 all its slits, and what is left of the slit alone. Means and variances are found by alternating
 conditional expectations (linear mixed models: Laird & Ware 1982), and shutters that exceed what the
@@ -15,7 +16,7 @@ others of their slit allow are left out, the worst first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import xarray as xr
@@ -23,7 +24,7 @@ from numpy.polynomial import legendre
 from numpy.typing import NDArray
 
 from .errors import ParameterError
-from .shutters import ShutterSums
+from .shutters import ShutterSums, open_shutters
 from .terms import FIRST_SHUTTER, N_SHUTTERS
 
 __all__ = ["Scales", "SlitScales", "solve_scales"]
@@ -33,7 +34,7 @@ Array = NDArray[np.float64]
 _ROUNDS = 40
 _VETO_ROUNDS = (2, 5, 9, 14, 20)
 _PSEUDO = 8.0  # the prior variances count as much as this many slits
-_FLOOR = 0.006  # shutters of one slit differ by this much for reasons of their own
+_OWN = 0.006  # shutters of one slit are expected to differ by this much; the data correct it
 _LEAK = (0.006, 0.010)  # share of a source's light in the shutter beside it: mean, scatter
 _FAR = 0.1  # that two shutters away, as a share of the one beside
 _BRIGHT_ORDER = 5
@@ -99,6 +100,8 @@ class SlitScales:
         ``(slit, shutter, order)``: the same from all but one shutter, for held-out scores.
     without_covariance
         ``(slit, shutter, order, order)``.
+    level, level_variance
+        ``(slit, shutter)``: what each shutter adds to f of its own.
     used
         ``(slit, shutter)``: shutters that tell of sky.
     excess
@@ -107,6 +110,8 @@ class SlitScales:
         ``(slit,)``, in units of the shape given.
     spread
         Standard deviations ``(3, order)`` of slitlets, slits and exposures about their means.
+    own_spread
+        That of shutters about their slit.
     leak
         Share of a source's light in the shutter beside it: mean and scatter.
     light
@@ -119,10 +124,13 @@ class SlitScales:
     covariance: Array
     without: Array
     without_covariance: Array
+    level: Array
+    level_variance: Array
     used: NDArray[np.bool_]
     excess: Array
     pedestal: Array
     spread: Array
+    own_spread: float
     leak: tuple[float, float]
     light: Array
     stray: Array
@@ -192,6 +200,17 @@ def _quadratic(slits: xr.Dataset) -> Array:
     return out.reshape(r.size, 24)
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What is held fixed within one round: prior means and variances, pedestals, leaks."""
+
+    mean: Array
+    alone: Array
+    pedestal: Array
+    leak: tuple[float, float]
+    own: float
+
+
 @dataclass
 class _Solver:
     """The alternation. Arrays over slits (s), shutters (z), bins (b), coefficients (k)."""
@@ -220,6 +239,7 @@ class _Solver:
         # A slit that does not say where its source sits has no shutter known to be empty.
         known = background | np.isfinite(source)
         sky = (background[:, None] | (away > 0.5)) & known[:, None]
+        sky &= open_shutters(slits["n_shutters"].values)
         held = ~np.isnan(away) & (away <= 0.5)
         light = _brightness(
             (sums.weight * held[:, :, None]).sum(axis=1),
@@ -259,17 +279,14 @@ class _Solver:
         common = np.zeros((n_slitlets, k))
         level = np.zeros((n_slitlets, k))
         drift = np.zeros((n_exposures, k))
-        pedestal = np.zeros(n_exposures)
-        leak = _LEAK
+        given = _Given(np.zeros((n, k)), tau[1], np.zeros(n_exposures), _LEAK, _OWN**2)
         eye = np.eye(k)
         for number in range(_ROUNDS):
             mean = common[self.slitlet] + drift[self.exposure]
-            parts = self._parts(pedestal, leak)
-            data, right = self._joined(*parts)
+            given = replace(given, mean=mean, alone=tau[1])
             if number in _VETO_ROUNDS:
-                self._veto(parts, mean, tau[1], pedestal, leak, afresh=number == _VETO_ROUNDS[0])
-                parts = self._parts(pedestal, leak)
-                data, right = self._joined(*parts)
+                self._veto(given, afresh=number == _VETO_ROUNDS[0])
+            data, right = self._joined(*self._parts(given))
             own = np.linalg.inv(data + eye / tau[1])
             scale = (own @ (right + mean / tau[1])[..., None])[..., 0]
             # Information on the means, with the slit's own part integrated out.
@@ -279,12 +296,10 @@ class _Solver:
             information = _sum_by(self.slitlet, seen, n_slitlets) + eye / tau[0]
             rest = said - (seen @ drift[self.exposure][..., None])[..., 0]
             spread = np.linalg.inv(information)
-            common = (
-                spread @ (_sum_by(self.slitlet, rest, n_slitlets) + level / tau[0])[..., None]
-            )[..., 0]
+            told = _sum_by(self.slitlet, rest, n_slitlets) + level / tau[0]
+            common = (spread @ told[..., None])[..., 0]
             weights = np.einsum("skk->sk", information) - 1 / tau[0]
-            middle = (weights * common).sum(axis=0) / np.maximum(weights.sum(axis=0), 1e-30)
-            common -= middle
+            common -= (weights * common).sum(axis=0) / np.maximum(weights.sum(axis=0), 1e-30)
             if self.place.shape[1]:
                 level = self._level(common, place, tau[0])
             information = _sum_by(self.exposure, seen, n_exposures) + eye / tau[2]
@@ -292,7 +307,6 @@ class _Solver:
             wide = np.linalg.inv(information)
             drift = (wide @ _sum_by(self.exposure, rest, n_exposures)[..., None])[..., 0]
             drift -= drift.mean(axis=0)
-            pedestal = self._pedestal(scale, leak, n_exposures)
             alone = scale - common[self.slitlet] - drift[self.exposure]
             some = data.any(axis=(1, 2))
             tau = np.stack(
@@ -302,30 +316,51 @@ class _Solver:
                     _variance(drift, np.einsum("skk->sk", wide), start[2]),
                 ]
             )
-            leak = self._leak(scale, pedestal, leak)
+            given = replace(
+                given,
+                pedestal=self._pedestal(scale, given),
+                leak=self._leak(scale, given),
+                own=self._own_variance(scale, given),
+            )
         mean = common[self.slitlet] + drift[self.exposure]
         of_mean = spread[self.slitlet] + wide[self.exposure]
-        return self._finish(pedestal, leak, mean, of_mean, tau)
+        return self._finish(replace(given, mean=mean, alone=tau[1]), of_mean, tau)
 
     # ----------------------------------------------------------------------------------------
 
-    def _parts(self, pedestal: Array, leak: tuple[float, float]) -> tuple[Array, Array]:
-        """Each shutter's information matrix and right-hand side, leaks integrated out."""
+    def _parts(self, given: _Given) -> tuple[Array, Array]:
+        """Each shutter's information matrix and right-hand side; what is its own integrated out."""
         k = self.basis.shape[1]
         squares = (self.basis[:, :, None] * self.basis[:, None, :]).reshape(-1, k * k)
-        w = self.weight * self.keep[:, :, None]
-        c = self.excess * self.keep[:, :, None]
-        c = c - w * (pedestal[self.exposure, None] * self.shape)[:, None, :]
+        w, c = self._sums(given)
         data = (w @ squares).reshape(*w.shape[:2], k, k)
         right = c @ self.basis
-        mean, precision = self._leak_prior(leak)
-        weighted = w * self.light[:, None, :]
-        cross = weighted @ self.basis
-        square = (weighted * self.light[:, None, :]).sum(axis=2) + precision
-        linear = (c * self.light[:, None, :]).sum(axis=2) + precision * mean
-        data -= cross[..., :, None] * cross[..., None, :] / square[..., None, None]
-        right -= cross * (linear / square)[..., None]
+        cross, inverse, linear = self._own(w, c, given)
+        pull = cross @ inverse
+        data -= pull @ np.swapaxes(cross, -1, -2)
+        right -= (pull @ linear[..., None])[..., 0]
         return data, right
+
+    def _sums(self, given: _Given) -> tuple[Array, Array]:
+        """Weights and excesses of the shutters in use, pedestals taken off."""
+        w = self.weight * self.keep[:, :, None]
+        c = self.excess * self.keep[:, :, None]
+        return w, c - w * (given.pedestal[self.exposure, None] * self.shape)[:, None, :]
+
+    def _own(self, w: Array, c: Array, given: _Given) -> tuple[Array, Array, Array]:
+        """Of what is the shutter's own, a leak and a level: its product with the basis, the
+        inverse of its information matrix, and its right-hand side.
+        """
+        light = self.light[:, None, :]
+        mean, precision = self._leak_prior(given.leak)
+        cross = np.stack([(w * light) @ self.basis, w @ self.basis], axis=-1)
+        a = (w * light**2).sum(axis=2) + precision
+        b = (w * light).sum(axis=2)
+        d = w.sum(axis=2) + 1 / given.own
+        determinant = a * d - b * b
+        inverse = np.stack([np.stack([d, -b], -1), np.stack([-b, a], -1)], -1)
+        linear = np.stack([(c * light).sum(axis=2) + precision * mean, c.sum(axis=2)], axis=-1)
+        return cross, inverse / determinant[..., None, None], linear
 
     def _leak_prior(self, leak: tuple[float, float]) -> tuple[Array, Array]:
         """Mean and precision of the share of a source's light in each shutter."""
@@ -337,37 +372,37 @@ class _Solver:
     def _joined(data: Array, right: Array) -> tuple[Array, Array]:
         return data.sum(axis=1), right.sum(axis=1)
 
-    def _veto(self, parts, mean, tau, pedestal, leak, *, afresh: bool) -> None:
+    def _veto(self, given: _Given, *, afresh: bool) -> None:
         """Leave out shutters that exceed what the others of their slit allow, the worst first."""
         if afresh:
             self.keep = self.sky & (self.weight.sum(axis=2) > 0)
         for _ in range(N_SHUTTERS):
-            excess = self._excess(self._parts(pedestal, leak), mean, tau, pedestal, leak)
+            excess = self._excess(given)
             worst = np.argmax(excess, axis=1)
             rows = np.flatnonzero(excess[np.arange(worst.size), worst] > self.options.veto)
             if not rows.size:
                 break
             self.keep[rows, worst[rows]] = False
 
-    def _excess(self, parts, mean, tau, pedestal, leak) -> Array:
+    def _excess(self, given: _Given) -> Array:
         """``(slit, shutter)``: level of each shutter over what the others say, in its errors."""
-        data, right = parts
+        data, right = self._parts(given)
+        mean, tau = given.mean, given.alone
         eye = np.eye(self.basis.shape[1])
         others = np.linalg.inv(data.sum(axis=1)[:, None] - data + eye / tau)
         said = right.sum(axis=1)[:, None] - right + (mean / tau)[:, None]
         expected = (others @ said[..., None])[..., 0]
-        w = self.weight
+        w, c = self._sums(given)
         total = np.maximum(w.sum(axis=2), 1e-30)
         h = (w @ self.basis) / total[..., None]
-        share, precision = self._leak_prior(leak)
+        share, precision = self._leak_prior(given.leak)
         light = (w * self.light[:, None, :]).sum(axis=2) / total
-        offset = (w * (pedestal[self.exposure, None] * self.shape)[:, None, :]).sum(axis=2) / total
-        over = self.excess.sum(axis=2) / total - (h * expected).sum(axis=2) - offset - share * light
+        over = c.sum(axis=2) / total - (h * expected).sum(axis=2) - share * light
         variance = (
             1 / total
             + np.einsum("szk,szkl,szl->sz", h, others, h, optimize=True)
             + light**2 / precision
-            + _FLOOR**2
+            + given.own
         )
         return np.where(self.keep, over / np.sqrt(variance), 0.0)
 
@@ -380,76 +415,85 @@ class _Solver:
             out[:, k] = place @ np.linalg.solve(gram + ridge, place.T @ common[:, k])
         return out
 
-    def _pedestal(self, scale: Array, leak: tuple[float, float], n: int) -> Array:
+    def _pedestal(self, scale: Array, given: _Given) -> Array:
         if not self.shape.any():
-            return np.zeros(n)
+            return given.pedestal
+        n = given.pedestal.size
+        own = self._shutters_own(scale, given)
         w = self.weight * self.keep[:, :, None]
-        mean, _ = self._leak_prior(leak)
+        light = self.light[:, None, :]
         rest = self.excess * self.keep[:, :, None] - w * (
-            (scale @ self.basis.T)[:, None, :] + mean[:, :, None] * self.light[:, None, :]
+            (scale @ self.basis.T)[:, None, :] + own[..., :1] * light + own[..., 1:]
         )
         top = _sum_by(self.exposure, (rest * self.shape).sum(axis=(1, 2)), n)
         bottom = _sum_by(self.exposure, (w * self.shape**2).sum(axis=(1, 2)), n)
         found = top / (bottom + 1e4)  # a prior of one per cent of the sky
         return found - found.mean()
 
-    def _leak(self, scale: Array, pedestal: Array, leak: tuple[float, float]):
-        """Mean and scatter of the share of a source's light in the shutters beside it."""
-        beside = self.keep & (self.beside == 1)
-        w = self.weight * beside[:, :, None]
-        rest = self.excess * beside[:, :, None] - w * (
-            (scale @ self.basis.T)[:, None, :]
-            + (pedestal[self.exposure, None] * self.shape)[:, None, :]
+    def _shutters_own(self, scale: Array, given: _Given) -> Array:
+        """``(slit, shutter, 2)``: leak and level of each shutter, given the scales."""
+        cross, inverse, linear = self._own(*self._sums(given), given)
+        left = linear - (np.swapaxes(cross, -1, -2) @ scale[:, None, :, None])[..., 0]
+        return (inverse @ left[..., None])[..., 0]
+
+    def _own_variance(self, scale: Array, given: _Given) -> float:
+        """Variance of the shutters' levels, from slits with two of them or more."""
+        _, inverse, _ = self._own(*self._sums(given), given)
+        several = self.keep & (self.keep.sum(axis=1) > 1)[:, None]
+        levels = self._shutters_own(scale, given)[..., 1][several]
+        found = _variance(
+            levels[:, None], inverse[..., 1, 1][several][:, None], np.array([_OWN**2])
         )
-        square = (w * self.light[:, None, :] ** 2).sum(axis=2)
+        return float(found[0])
+
+    def _leak(self, scale: Array, given: _Given) -> tuple[float, float]:
+        """Mean and scatter of the share of a source's light in the shutter beside it."""
+        w, c = self._sums(given)
+        light = self.light[:, None, :]
+        square = (w * light**2).sum(axis=2)
         # Sources so faint that their leak cannot be measured say nothing of it, and do no harm.
-        told = square > 1 / np.square(_LEAK[1])
+        told = (self.beside == 1) & (square > 1 / np.square(_LEAK[1]))
         if told.sum() < 4:
-            return leak
+            return given.leak
+        rest = ((c - w * (scale @ self.basis.T)[:, None, :]) * light).sum(axis=2)
         # Medians: large sources reach far, and must not widen what is allowed to all others.
-        found = (rest * self.light[:, None, :]).sum(axis=2)[told] / square[told]
+        found = rest[told] / square[told]
         centre = max(float(np.median(found)), 0.0)
         scatter = 1.4826 * float(np.median(np.abs(found - centre)))
         return centre, float(np.clip(scatter, 1e-3, 0.02))
 
-    def _finish(self, pedestal, leak, mean, of_mean, tau) -> SlitScales:
-        parts = self._parts(pedestal, leak)
-        data, right = parts
+    def _finish(self, given: _Given, of_mean: Array, tau: Array) -> SlitScales:
+        data, right = self._parts(given)
         eye = np.eye(self.basis.shape[1])
-        covariance, scale = self._posterior(*self._joined(*parts), mean, of_mean, tau[1], eye)
+        covariance, scale = self._posterior(
+            *self._joined(data, right), given.mean, of_mean, given.alone, eye
+        )
         without_covariance, without = self._posterior(
             data.sum(axis=1)[:, None] - data,
             right.sum(axis=1)[:, None] - right,
-            mean[:, None],
+            given.mean[:, None],
             of_mean[:, None],
-            tau[1],
+            given.alone,
             eye,
         )
+        own = self._shutters_own(scale, given)
+        _, inverse, _ = self._own(*self._sums(given), given)
         return SlitScales(
-            scale,
-            covariance,
-            without,
-            without_covariance,
-            self.keep,
-            self._excess(parts, mean, tau[1], pedestal, leak),
-            pedestal[self.exposure],
-            np.sqrt(tau),
-            leak,
-            self.light,
-            self._stray(scale, pedestal, leak),
+            scale=scale,
+            covariance=covariance,
+            without=without,
+            without_covariance=without_covariance,
+            level=np.where(self.keep, own[..., 1], 0.0),
+            level_variance=np.where(self.keep, inverse[..., 1, 1], given.own),
+            used=self.keep,
+            excess=self._excess(given),
+            pedestal=given.pedestal[self.exposure],
+            spread=np.sqrt(tau),
+            own_spread=float(np.sqrt(given.own)),
+            leak=given.leak,
+            light=self.light,
+            stray=np.where(self.keep, own[..., 0], 0.0),
         )
-
-    def _stray(self, scale: Array, pedestal: Array, leak: tuple[float, float]) -> Array:
-        """Share of the source's light in each shutter, given the scales."""
-        mean, precision = self._leak_prior(leak)
-        w = self.weight * self.keep[:, :, None]
-        rest = self.excess * self.keep[:, :, None] - w * (
-            (scale @ self.basis.T)[:, None, :]
-            + (pedestal[self.exposure, None] * self.shape)[:, None, :]
-        )
-        square = (w * self.light[:, None, :] ** 2).sum(axis=2)
-        linear = (rest * self.light[:, None, :]).sum(axis=2)
-        return (linear + precision * mean) / (square + precision)
 
     @staticmethod
     def _posterior(data, right, mean, of_mean, tau, eye) -> tuple[Array, Array]:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from .blocks import reduce_blocks
 from .moments import REFERENCE_TIME, PassState
 from .spans import SpanGrid, find_span
-from .terms import BIN_SPANS, N_SHUTTERS, Terms, profile_at, shutter_of
+from .terms import BIN_SPANS, FIRST_SHUTTER, N_SHUTTERS, Terms, profile_at, shutter_of
 
-__all__ = ["CENTRE", "PROFILE_FIRST", "PROFILE_STEP", "ShutterSums", "look"]
+__all__ = ["CENTRE", "PROFILE_FIRST", "PROFILE_STEP", "ShutterSums", "look", "open_shutters"]
 
 Array = NDArray[np.float64]
 
@@ -29,6 +29,21 @@ PROFILE_FIRST, PROFILE_STEP, N_NODES = -3.0, 0.025, 241
 CENTRE = 0.2  # half width in yrel of what counts as a shutter's centre
 _ALLOWED = 0.1  # departures by this share of the sky are no outliers: slits differ so much
 _CLIP = 4.5
+
+
+def open_shutters(n_shutters: NDArray) -> NDArray[np.bool_]:
+    """``(slit, shutter)``: the shutters of slitlets of so many; all where that is not known.
+
+    yrel is 0 at the middle shutter; of an even number, at the one before the middle.
+
+    Examples
+    --------
+    >>> open_shutters(np.array([3, 2])).astype(int).tolist()
+    [[0, 1, 1, 1, 0], [0, 0, 1, 1, 0]]
+    """
+    position = FIRST_SHUTTER + np.arange(N_SHUTTERS)
+    n = np.asarray(n_shutters)[:, None]
+    return (n <= 0) | ((position >= -((n - 1) // 2)) & (position <= n // 2))
 
 
 @dataclass
@@ -63,7 +78,7 @@ class ShutterSums:
 def _look_block(
     flux, error, var_rnoise, var_poisson, quality, wavelength, yrel,
     bits, source, sky, kind, time_factor, edges, lookup, step,
-    model, gain, floor, unit, factor, offset, known, first, pitch, known_kind,
+    model, gain, floor, unit, factor, level, offset, known, first, pitch, known_kind,
     weight, excess, profile,
 ):  # pragma: no cover - compiled  # fmt: skip
     has_var = var_rnoise.shape[0] > 0
@@ -87,15 +102,16 @@ def _look_block(
                 at_source = not np.isnan(source[s]) and abs(r - source[s]) <= 0.5
                 b = n // BIN_SPANS
                 g = profile_at(known, first, pitch, known_kind[s], r, n + t)
+                inside = shutter_of(r)
+                share = factor[s, n] + level[s, inside]
                 variance = e2
                 a = gain[n] * time_factor[s]
                 if a >= 0:
                     rest = np.float64(var_rnoise[s, i, j]) if has_var else floor[n]
                     if rest > 0 and np.isfinite(rest):
-                        variance = rest + a * max(factor[s, n] * g * mean + offset[s, n], 0.0)
+                        variance = rest + a * max(share * g * mean + offset[s, n], 0.0)
                 variance *= unit * unit
-                inside = shutter_of(r)
-                rest = y - offset[s, n] - factor[s, n] * g * mean
+                rest = y - offset[s, n] - share * g * mean
                 if not at_source and rest * rest > _CLIP * _CLIP * (
                     variance + (_ALLOWED * mean) ** 2
                 ):
@@ -111,7 +127,7 @@ def _look_block(
                     weight[s, inside, b] += m * m / variance
                     excess[s, inside, b] += m * (y - offset[s, n] - m) / variance
                 if sky[s, inside] and not at_source and kind[s] >= 0:
-                    m = factor[s, n] * mean
+                    m = share * mean
                     p = (r - PROFILE_FIRST) / PROFILE_STEP
                     node = int(np.floor(p + 0.5))
                     if 0 <= node < profile.shape[2]:
@@ -175,7 +191,7 @@ def look(
             mask, source[part], sky[part], kind[part], factor[part],
             grid.edges, grid.lookup, grid.step,
             state.model, state.gain, state.floor, state.unit,
-            own.factor(), own.offset(), own.profile.values, own.profile.first, own.profile.step,
+            own.factor(), own.level, own.offset(), own.profile.values, own.profile.first, own.profile.step,
             own.kind, sums.weight, sums.excess, sums.profile,
         )  # fmt: skip
         return sums

@@ -1,4 +1,4 @@
-"""What a master says of the slits of a dataset: their scales, pedestals and profile, with errors."""
+"""What a master says of a dataset's slits: scales, pedestals and profile, with errors."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ class SlitTerms:
     Attributes
     ----------
     scale, covariance
-        ``(slit, part, order)`` and ``(slit, part, order, order)``: one part for the whole slit, or
-        one a shutter.
+        ``(slit, shutter, order)`` and ``(slit, shutter, order, order)``.
     basis
         ``(span, order)``.
     pedestal, pedestal_shape
@@ -35,7 +34,7 @@ class SlitTerms:
     profile, kind
         Bar-shadow profiles, and which of them each slit has.
     first_shutter
-        yrel of the first part's shutter.
+        yrel of the first shutter.
     """
 
     scale: Array
@@ -67,7 +66,7 @@ def _apply(
     out, wavelength, yrel, scale, variance, pedestal, pedestal_shape, profile, profile_error,
     first, pitch, kind, first_shutter, edges, lookup, step,
 ):  # pragma: no cover - compiled  # fmt: skip
-    parts = scale.shape[1]
+    shutters = scale.shape[1]
     for s in range(out.shape[0]):
         for i in range(out.shape[1]):
             for j in range(out.shape[2]):
@@ -78,9 +77,7 @@ def _apply(
                 if n < 0:
                     continue
                 r = np.float64(yrel[s, i, j])
-                z = 0
-                if parts > 1:
-                    z = min(max(int(np.floor(r + 0.5)) - first_shutter, 0), parts - 1)
+                z = min(max(int(np.floor(r + 0.5)) - first_shutter, 0), shutters - 1)
                 f = scale[s, z, n]
                 g = profile_at(profile, first, pitch, kind[s], r, n + t)
                 own = np.float64(out[s, i, j, 1]) * f * g
@@ -104,14 +101,23 @@ def slit_terms(ds: xr.Dataset, master: xr.Dataset, *, heldout: bool = False) -> 
     if "scale" in master:
         found = master["scale_without" if heldout else "scale"].values
         errors = master["scale_without_covariance" if heldout else "scale_covariance"].values
-        if not heldout:
-            found, errors = found[:, None], errors[:, None]
         order = found.shape[-1]
+        shutters = master.sizes["shutter"]
+        own = float(master.attrs["shutter_spread"]) ** 2
+        if heldout:
+            errors = errors.copy()
+            errors[..., 0, 0] += own
+        else:
+            found = np.repeat(found[:, None], shutters, axis=1)
+            errors = np.repeat(errors[:, None], shutters, axis=1)
+            found[..., 0] += master["shutter_level"].values
+            errors[..., 0, 0] += master["shutter_level_variance"].values
         rank = _ranks(ds, master)
         known = rank >= 0
-        scale = np.zeros((n, found.shape[1], order))
+        scale = np.zeros((n, shutters, order))
         spread = np.square(master["scale_spread"].values).sum(axis=0)
-        covariance = np.zeros((n, found.shape[1], order, order)) + np.diag(spread)
+        spread[0] += own
+        covariance = np.zeros((n, shutters, order, order)) + np.diag(spread)
         scale[known], covariance[known] = found[rank[known]], errors[rank[known]]
         pedestal = np.where(known, master["pedestal"].values[rank], 0.0)
         shape = master["pedestal_shape"].values

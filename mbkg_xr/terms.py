@@ -82,6 +82,8 @@ class Terms:
         Bar-shadow profiles.
     kind
         ``(slit,)``, of the profiles; -1 for none.
+    level
+        ``(slit, shutter)``, what each shutter adds to f of its own.
     used
         ``(slit, shutter)``, shutters that see only sky.
     leak
@@ -96,6 +98,7 @@ class Terms:
     pedestal_shape: Array
     profile: ProfileTable
     kind: NDArray[np.int64]
+    level: Array
     used: NDArray[np.bool_]
     leak: Array
     light: Array
@@ -110,6 +113,7 @@ class Terms:
             np.zeros(n_spans),
             ProfileTable(),
             np.full(n_slits, -1, dtype=np.int64),
+            np.zeros((n_slits, N_SHUTTERS)),
             np.ones((n_slits, N_SHUTTERS), dtype=np.bool_),
             np.zeros((n_slits, N_SHUTTERS)),
             np.zeros((n_slits, -(-n_spans // BIN_SPANS))),
@@ -117,7 +121,7 @@ class Terms:
 
     def part(self, slits: slice) -> Terms:
         """The same for some of the slits."""
-        names = ("scale", "pedestal", "kind", "used", "leak", "light")
+        names = ("scale", "pedestal", "kind", "level", "used", "leak", "light")
         return replace(self, **{name: getattr(self, name)[slits] for name in names})
 
     def factor(self) -> Array:
