@@ -14,7 +14,7 @@ from .quality import do_not_use
 from .scales import Scales, SlitScales, solve_scales
 from .shutters import look
 from .spans import SpanGrid
-from .terms import BIN_SPANS, N_SHUTTERS, Terms, bin_phase
+from .terms import BIN_SPANS, N_SHUTTERS, ProfileTable, Terms, bin_phase
 
 __all__ = ["Differences", "find_differences"]
 
@@ -92,9 +92,18 @@ def find_differences(
             light=found.light,
         )
     if profile:
-        table = solve_profile(sums.profile, phase, kinds)
+        table = _eased(terms.profile, solve_profile(sums.profile, phase, kinds))
         terms = replace(terms, profile=table, kind=table.index(ds["n_shutters"].values))
     return Differences(terms, found)
+
+
+def _eased(before: ProfileTable, found: ProfileTable) -> ProfileTable:
+    """Half way from the last profile: scales and profile answer the same residuals, and each in
+    full would overshoot.
+    """
+    if before.kinds != found.kinds or not before.kinds:
+        return found
+    return replace(found, values=0.5 * (before.values + found.values))
 
 
 def _pedestal_shape(state: PassState, constrained: NDArray[np.bool_]) -> Array:

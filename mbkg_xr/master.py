@@ -194,6 +194,7 @@ def _difference_attrs(differ: Differences) -> dict:
     if differ.scales is not None:
         out["leak"] = [float(v) for v in differ.scales.leak]
         out["shutter_spread"] = differ.scales.own_spread
+        out["floor"] = differ.scales.floor
     return out
 
 

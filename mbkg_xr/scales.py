@@ -110,6 +110,8 @@ class SlitScales:
         ``(slit,)``, in units of the shape given.
     spread
         Standard deviations ``(3, order)`` of slitlets, slits and exposures about their means.
+    floor
+        What shutters differ by, bin by bin, beyond noise and the errors of all that was found.
     own_spread
         That of shutters about their slit.
     leak
@@ -130,6 +132,7 @@ class SlitScales:
     excess: Array
     pedestal: Array
     spread: Array
+    floor: float
     own_spread: float
     leak: tuple[float, float]
     light: Array
@@ -478,6 +481,11 @@ class _Solver:
         )
         own = self._shutters_own(scale, given)
         _, inverse, _ = self._own(*self._sums(given), given)
+        floor = self._floor(without, without_covariance, given)
+        # What all slits have in common is the master's.
+        weights = np.einsum("skk->sk", data.sum(axis=1))
+        middle = (weights * scale).sum(axis=0) / np.maximum(weights.sum(axis=0), 1e-30)
+        scale, without = scale - middle, without - middle
         return SlitScales(
             scale=scale,
             covariance=covariance,
@@ -489,11 +497,35 @@ class _Solver:
             excess=self._excess(given),
             pedestal=given.pedestal[self.exposure],
             spread=np.sqrt(tau),
+            floor=floor,
             own_spread=float(np.sqrt(given.own)),
             leak=given.leak,
             light=self.light,
             stray=np.where(self.keep, own[..., 0], 0.0),
         )
+
+    def _floor(self, without: Array, covariance: Array, given: _Given) -> float:
+        """Scatter of shutters about what their slit's others say, as a fraction of the sky."""
+        w, c = self._sums(given)
+        seen = (w > 0) & (self.keep.sum(axis=1) > 1)[:, None, None]
+        if not seen.any():
+            return 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rest = c / w - without @ self.basis.T
+            rest -= (
+                np.where(self.beside > 0, self._leak_prior(given.leak)[0], 0.0)[:, :, None]
+                * self.light[:, None, :]
+            )
+            variance = (
+                1 / w
+                + given.own
+                + np.einsum("bk,szkl,bl->szb", self.basis, covariance, self.basis, optimize=True)
+            )
+        rest, variance = rest[seen], variance[seen]
+        # Where the noise is large it hides the floor: weigh accordingly, and bound what is wild.
+        weight = 1 / np.square(variance + 1e-4)
+        square = np.minimum(np.square(rest), 9 * (variance + 1e-4))
+        return float(np.sqrt(max((weight * (square - variance)).sum() / weight.sum(), 0.0)))
 
     @staticmethod
     def _posterior(data, right, mean, of_mean, tau, eye) -> tuple[Array, Array]:

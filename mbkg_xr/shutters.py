@@ -125,7 +125,7 @@ def _look_block(
                 if at_source or abs(r - z) <= CENTRE:
                     m = g * mean
                     weight[s, inside, b] += m * m / variance
-                    excess[s, inside, b] += m * (y - offset[s, n] - m) / variance
+                    excess[s, inside, b] += m * (y - m) / variance
                 if sky[s, inside] and not at_source and kind[s] >= 0:
                     m = share * mean
                     p = (r - PROFILE_FIRST) / PROFILE_STEP
@@ -191,8 +191,9 @@ def look(
             mask, source[part], sky[part], kind[part], factor[part],
             grid.edges, grid.lookup, grid.step,
             state.model, state.gain, state.floor, state.unit,
-            own.factor(), own.level, own.offset(), own.profile.values, own.profile.first, own.profile.step,
-            own.kind, sums.weight, sums.excess, sums.profile,
+            own.factor(), own.level, own.offset(),
+            own.profile.values, own.profile.first, own.profile.step, own.kind,
+            sums.weight, sums.excess, sums.profile,
         )  # fmt: skip
         return sums
 

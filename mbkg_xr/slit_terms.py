@@ -35,6 +35,8 @@ class SlitTerms:
         Bar-shadow profiles, and which of them each slit has.
     first_shutter
         yrel of the first shutter.
+    floor
+        Systematic error, as a fraction of the background.
     """
 
     scale: Array
@@ -45,6 +47,7 @@ class SlitTerms:
     profile: ProfileTable
     kind: NDArray[np.int64]
     first_shutter: int
+    floor: float
 
     def apply(
         self, out: Array, wavelength: NDArray, yrel: NDArray, slits: NDArray, grid: SpanGrid
@@ -56,7 +59,7 @@ class SlitTerms:
         _apply(
             out, wavelength, yrel, scale, np.maximum(variance, 0.0),
             self.pedestal[slits], self.pedestal_shape, self.profile.values, self.profile.error,
-            self.profile.first, self.profile.step, self.kind[slits], self.first_shutter,
+            self.profile.first, self.profile.step, self.kind[slits], self.first_shutter, self.floor,
             grid.edges, grid.lookup, grid.step,
         )  # fmt: skip
 
@@ -64,7 +67,7 @@ class SlitTerms:
 @numba.njit(nogil=True)
 def _apply(
     out, wavelength, yrel, scale, variance, pedestal, pedestal_shape, profile, profile_error,
-    first, pitch, kind, first_shutter, edges, lookup, step,
+    first, pitch, kind, first_shutter, floor, edges, lookup, step,
 ):  # pragma: no cover - compiled  # fmt: skip
     shutters = scale.shape[1]
     for s in range(out.shape[0]):
@@ -85,6 +88,7 @@ def _apply(
                 if kind[s] >= 0 and profile.shape[0] > 0:
                     e = profile_at(profile_error, first, pitch, kind[s], r, n + t)
                     total += (sky * f * e) ** 2
+                total += (floor * sky * f * g) ** 2
                 out[s, i, j, 0] = sky * f * g + pedestal[s] * pedestal_shape[n]
                 out[s, i, j, 1] = np.sqrt(total)
 
@@ -128,7 +132,8 @@ def slit_terms(ds: xr.Dataset, master: xr.Dataset, *, heldout: bool = False) -> 
     table = _profile(master)
     kind = table.index(ds["n_shutters"].values)
     first = int(master["shutter"].values[0]) if "shutter" in master.coords else 0
-    return SlitTerms(scale, covariance, basis, pedestal, shape, table, kind, first)
+    floor = float(master.attrs.get("floor", 0.0))
+    return SlitTerms(scale, covariance, basis, pedestal, shape, table, kind, first, floor)
 
 
 def _ranks(ds: xr.Dataset, master: xr.Dataset) -> NDArray[np.int64]:
