@@ -70,6 +70,8 @@ def find_differences(
     bits = int(ds["selected"].attrs.get("excluded_flags", 0)) | do_not_use(ds["quality"])
     sums = look(ds, grid, state, present.terms, bits=bits, sky=sky, kinds=kinds)
     span_phase, phase = bin_phase(constrained)
+    if not sums.weight.any():
+        return present  # a sky that is nowhere positive has no fractions
     terms = replace(present.terms, phase=span_phase)
     found: SlitScales | None = None
     if scales is not None:

@@ -54,7 +54,7 @@ def solve_profile(profile: Array, phase: Array, kinds: tuple[int, ...]) -> Profi
 
 def _solve(sums: Array, phase: Array) -> tuple[Array, Array]:
     weight, data = sums
-    basis = legendre.legvander(phase, _ORDER)
+    basis = legendre.legvander(phase, _ORDER).astype(np.float64)
     filled = np.flatnonzero(weight.sum(axis=1) > 0)
     first, last = filled[0], filled[-1] + 1
     n, k = last - first, _ORDER + 1

@@ -174,7 +174,7 @@ def _sum_by(index: NDArray[np.int64], values: Array, n: int) -> Array:
 
 def _brightness(weight: Array, excess: Array, phase: Array) -> Array:
     """``(slit, bin)``: a source's light, as a share of the master, smooth and robust."""
-    basis = legendre.legvander(phase, _BRIGHT_ORDER)
+    basis: Array = legendre.legvander(phase, _BRIGHT_ORDER).astype(np.float64)
     raw = excess / np.maximum(weight, 1e-30)
     light = np.zeros_like(weight)
     w = weight.copy()
@@ -188,7 +188,8 @@ def _brightness(weight: Array, excess: Array, phase: Array) -> Array:
         away = np.abs(raw - light)
         usual = np.median(away, axis=1, keepdims=True) + 1e-12
         w = weight * np.minimum(1.0, 3.0 * usual / np.maximum(away, 1e-12))
-    return np.where(weight.any(axis=1)[:, None], np.maximum(light, 0.0), 0.0)
+    lit = np.asarray(weight.any(axis=1))[:, None]
+    return np.where(lit, np.maximum(light, 0.0), 0.0)
 
 
 def _quadratic(slits: xr.Dataset) -> Array:
@@ -256,7 +257,7 @@ class _Solver:
             sky,
             np.nan_to_num(away).round().astype(np.int64),
             light,
-            legendre.legvander(phase, options.order),
+            legendre.legvander(phase, options.order).astype(np.float64),
             shape if options.pedestal else np.zeros_like(shape),
             place,
             # Slitlet numbers begin anew in each MSA configuration; the shutters tell them apart.
@@ -537,6 +538,8 @@ class _Solver:
 
 def _variance(values: Array, errors: Array, prior: Array) -> Array:
     """Variance of a population from estimates and the variances of those, wild ones bounded."""
+    if not values.size:
+        return prior
     squares = np.square(values) + errors
     usual = np.median(squares, axis=0) / 0.455 if values.shape[0] > 4 else squares.mean(axis=0)
     squares = np.minimum(squares, 9 * np.maximum(usual, prior / 25))

@@ -156,10 +156,10 @@ def bin_phase(covered: NDArray[np.bool_]) -> tuple[Array, Array]:
     spans = np.arange(covered.size) + 0.5
     bins = (np.arange(-(-covered.size // BIN_SPANS)) + 0.5) * BIN_SPANS
 
-    def phase(u: Array) -> Array:
+    def phase(u: NDArray) -> Array:
         return np.clip((2 * u - low - high) / max(high - low, 1.0), -1.0, 1.0)
 
-    return phase(spans), phase(bins)
+    return phase(spans), phase(np.asarray(bins, dtype=np.float64))
 
 
 @numba.njit(nogil=True, inline="always")
