@@ -130,6 +130,7 @@ def _accumulate_block(
                 if not np.isfinite(y) or not (e2 > 0 and np.isfinite(e2)):
                     continue
                 mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
+                pixels[s, 0] += 1
                 z = shutter_of(np.float64(yrel[s, i, j]))
                 if not used[s, z]:
                     continue
@@ -155,7 +156,6 @@ def _accumulate_block(
                     if rest > 0 and np.isfinite(rest):
                         variance = rest + a * max(expected, 0.0)
                 away = (y - expected) / (np.sqrt(variance) * unit)
-                pixels[s, 0] += 1
                 b = n // bin_spans
                 if away < -z_max:
                     histogram[b, 0] += 1
