@@ -14,7 +14,7 @@ from .schema import SLIT_IDENTITY
 from .spans import SpanGrid, find_span
 from .terms import ProfileTable, profile_at
 
-__all__ = ["SlitTerms", "slit_terms"]
+__all__ = ["SlitTerms", "slit_terms", "used_pixels"]
 
 Array = NDArray[np.float64]
 
@@ -134,6 +134,18 @@ def slit_terms(ds: xr.Dataset, master: xr.Dataset, *, heldout: bool = False) -> 
     first = int(master["shutter"].values[0]) if "shutter" in master.coords else 0
     floor = float(master.attrs.get("floor", 0.0))
     return SlitTerms(scale, covariance, basis, pedestal, shape, table, kind, first, floor)
+
+
+def used_pixels(ds: xr.Dataset, master: xr.Dataset) -> NDArray[np.bool_]:
+    """``(slit, y, x)``: pixels of shutters that the master takes for sky; all of unknown slits."""
+    yrel = ds["yrel"].values
+    if "shutter_used" not in master:
+        return np.ones(yrel.shape, dtype=np.bool_)
+    rank = _ranks(ds, master)
+    used = np.where(rank[:, None] >= 0, master["shutter_used"].values[rank], True)
+    first = int(master["shutter"].values[0])
+    at = np.clip(np.rint(np.nan_to_num(yrel)).astype(int) - first, 0, used.shape[1] - 1)
+    return used[np.arange(yrel.shape[0])[:, None, None], at]
 
 
 def _ranks(ds: xr.Dataset, master: xr.Dataset) -> NDArray[np.int64]:
