@@ -270,7 +270,7 @@ class _Solver:
         )
 
     def __post_init__(self) -> None:
-        self.keep = self.sky & (self.weight.sum(axis=2) > 0)
+        self.keep = self._told()
 
     def run(self) -> SlitScales:
         n, k = self.weight.shape[0], self.basis.shape[1]
@@ -379,9 +379,9 @@ class _Solver:
     def _veto(self, given: _Given, *, afresh: bool) -> None:
         """Leave out shutters that exceed what the others of their slit allow, the worst first."""
         if afresh:
-            self.keep = self.sky & (self.weight.sum(axis=2) > 0)
+            self.keep = self._told()
         for _ in range(N_SHUTTERS):
-            excess = self._excess(given)
+            excess = np.where(self.keep, self._excess(given), -np.inf)
             worst = np.argmax(excess, axis=1)
             rows = np.flatnonzero(excess[np.arange(worst.size), worst] > self.options.veto)
             if not rows.size:
@@ -396,7 +396,8 @@ class _Solver:
         others = np.linalg.inv(data.sum(axis=1)[:, None] - data + eye / tau)
         said = right.sum(axis=1)[:, None] - right + (mean / tau)[:, None]
         expected = (others @ said[..., None])[..., 0]
-        w, c = self._sums(given)
+        w = self.weight
+        c = self.excess - w * (given.pedestal[self.exposure, None] * self.shape)[:, None, :]
         total = np.maximum(w.sum(axis=2), 1e-30)
         h = (w @ self.basis) / total[..., None]
         share, precision = self._leak_prior(given.leak)
@@ -408,7 +409,11 @@ class _Solver:
             + light**2 / precision
             + given.own
         )
-        return np.where(self.keep, over / np.sqrt(variance), 0.0)
+        return np.where(self._told(), over / np.sqrt(variance), 0.0)
+
+    def _told(self) -> NDArray[np.bool_]:
+        """``(slit, shutter)``: shutters without a source that have pixels."""
+        return self.sky & (self.weight.sum(axis=2) > 0)
 
     def _level(self, common: Array, place: Array, tau: Array) -> Array:
         """What the slitlets' place on the MSA says of their scale; a ridge keeps it tame."""
