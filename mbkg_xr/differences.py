@@ -8,10 +8,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .mixed import solve_scales
 from .moments import PassState
 from .profile import solve_profile
 from .quality import do_not_use
-from .scales import Scales, SlitScales, solve_scales
+from .scales import Scales, SlitScales
 from .shutters import look
 from .spans import SpanGrid
 from .terms import BIN_SPANS, N_SHUTTERS, ProfileTable, Terms, bin_phase

@@ -8,8 +8,9 @@ import xarray as xr
 from conftest import CLEAN
 
 import mbkg_xr as mx
+from mbkg_xr.mixed import solve_scales
 from mbkg_xr.residuals import sky_centres
-from mbkg_xr.scales import Scales, solve_scales
+from mbkg_xr.scales import Scales
 from mbkg_xr.shutters import ShutterSums, open_shutters
 from mbkg_xr.terms import N_SHUTTERS, Terms, bin_phase
 
