@@ -18,6 +18,7 @@ from .models import BSpline, LogPolynomial
 from .project import master_image, project_master
 from .rebin import pixel_areas, pixel_corners, rebin2d
 from .residuals import compare, residuals, sky_centres
+from .scales import Scales
 from .schema import SHUTTER_CENTRES
 from .select import flag_outliers, select_background
 from .simulate import simulate_program
@@ -32,6 +33,7 @@ __all__ = [
     "LogPolynomial",
     "MbkgError",
     "NipsLayout",
+    "Scales",
     "SpanGrid",
     "compare",
     "evaluate",

@@ -14,21 +14,26 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .differences import Differences, find_differences
 from .errors import DatasetError, FitError, ParameterError, SelectionError
 from .master import build_master
 from .models import BSpline, Fitted, LogPolynomial, Problem
 from .moments import PassState, PassSums, accumulate, median_start
 from .robust import BIN_PIXELS, next_state, scatter_of
+from .scales import Scales
 from .schema import SLIT_IDENTITY, UNSUBTRACTED, refuse_subtracted, validate
 from .select import why_empty
 from .spans import SpanGrid, span_grid
+from .terms import Terms
 
 __all__ = ["fit_master"]
 
 Array = NDArray[np.float64]
 
+DEFAULT_SCALES = Scales()
 _MAX_GROUPS = 64
-_CHOOSE_PASS = 3  # the model is chosen among all candidates in this pass, then kept
+_CHOOSE_PASS = 4  # the model is chosen among all candidates in this pass, then kept
+_DIFFER_PASSES = (1, 2, 4, 6)  # what differs from slit to slit is found anew after these
 _USUAL = 3.0  # pixels with errors beyond this many medians say nothing of the usual noise
 _FAR = 3.0  # a scatter this many times the error, or its inverse, is not what the errors say
 _RESCALINGS = 8
@@ -43,6 +48,8 @@ def fit_master(
     *,
     model: BSpline | LogPolynomial | None = None,
     by: str | None = None,
+    scales: Scales | None = DEFAULT_SCALES,
+    profile: bool = True,
     clip: float = 4.0,
     max_passes: int = 10,
     leave_out: str = "slit",
@@ -66,6 +73,10 @@ def fit_master(
     by
         None: one master for all slits, the only choice so far. For one master a visit, fit each
         visit's slits apart.
+    scales
+        How slits may differ in throughput and colour (`Scales`); None: they are all alike.
+    profile
+        Find the residual bar-shadow profile from sky slits.
     clip
         Clipping limit in units of the local scatter.
     max_passes
@@ -129,11 +140,12 @@ def fit_master(
     ds = _kept(_per_unit_sky(ds), memory)
     say = on_pass or (lambda text: None)
     groups, group_names = _groups(ds, leave_out)
+    differ = Differences(Terms.none(ds.sizes["slit"], grid.size))
 
     say("running median")
     scale, state = _start(ds, grid, log_data=model.log_data)
     say("noise")
-    sums = accumulate(ds, grid, state, groups, len(group_names))
+    sums = accumulate(ds, grid, state, groups, len(group_names), differ.terms)
     _check_slits(ds, sums, bad_slits)
     for _ in range(_RESCALINGS):
         factor = scatter_of(sums)
@@ -141,16 +153,18 @@ def fit_master(
             break
         # Errors so far from the scatter that the histogram of z cannot hold it.
         state = replace(state, unit=state.unit * float(np.clip(factor, 0.05, 20)))
-        sums = accumulate(ds, grid, state, groups, len(group_names))
+        sums = accumulate(ds, grid, state, groups, len(group_names), differ.terms)
     state = next_state(state, sums, clip, state.model)
 
+    differs = (scales is not None or profile) and not model.log_data
+    settled = max(_DIFFER_PASSES) if differs else _CHOOSE_PASS
     history: list[dict] = []
     fitted: Fitted | None = None
     table: list[dict] = []
     current = model.provisional()
     for number in range(1, max_passes + 1):
         say(f"pass {number}")
-        sums = accumulate(ds, grid, state, groups, len(group_names))
+        sums = accumulate(ds, grid, state, groups, len(group_names), differ.terms)
         problem = Problem(grid, sums.moments, sums.count, scale)
         if not sums.count.any():
             raise FitError(
@@ -172,9 +186,15 @@ def fit_master(
                 "change": change,
             }
         )
-        if number > _CHOOSE_PASS and change < _CONVERGED:
+        if number > settled and change < _CONVERGED:
             break
         state = next_state(state, sums, clip, fitted.expected)
+        if differs and number in _DIFFER_PASSES:
+            say("slits")
+            seen = replace(state, unit=scatter)
+            differ = find_differences(
+                ds, grid, seen, differ, problem.constrained, scales=scales, profile=profile
+            )
     # Held-out masters are costly, and only those of the last pass are kept.
     fitted = current.fit(problem)
     fitted.table = table
@@ -192,6 +212,7 @@ def fit_master(
         slits=ds,
         groups=groups,
         pixels=sums.pixels,
+        differ=differ,
         attrs={
             "model": model.name,
             "configuration": ds.attrs["configuration"],

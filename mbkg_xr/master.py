@@ -10,10 +10,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from .differences import Differences
 from .errors import DatasetError, ParameterError
 from .models import ERROR_NODES, Fitted, pixel_mean
 from .schema import SCHEMA_VERSION, SLIT_IDENTITY
 from .spans import SpanGrid
+from .terms import FIRST_SHUTTER, N_SHUTTERS
 
 __all__ = ["evaluate", "master_grid", "sample_master"]
 
@@ -32,6 +34,7 @@ def build_master(
     slits: xr.Dataset,
     groups: NDArray[np.int64],
     pixels: NDArray[np.int64],
+    differ: Differences,
     attrs: dict,
 ) -> xr.Dataset:
     """Put a fit into a dataset (see `fit_master` for what each variable means)."""
@@ -82,6 +85,7 @@ def build_master(
             heldout_constrained,
             {"long_name": "span lies in the range fitted without each group"},
         )
+    data |= _difference_variables(differ, units)
     labels = np.array([str(row["label"]) for row in fitted.table])
     for key in fitted.table[0]:
         if key not in ("label", "criterion"):
@@ -93,6 +97,7 @@ def build_master(
         "node": ("node", ERROR_NODES),
         "candidate": ("candidate", labels),
         **{k: ("slit", slits[k].values) for k in SLIT_IDENTITY},
+        **_difference_coords(differ),
     }
     description = {k: v for k, v in fitted.description.items() if np.isfinite(float(v))}
     inside = np.flatnonzero(constrained)
@@ -105,10 +110,92 @@ def build_master(
             **description,
             "dof": float(fitted.dof),
             "scatter": float(scatter),
+            **_difference_attrs(differ),
             "chosen_by": fitted.table[0]["criterion"],
             "wavelength_range": [float(grid.edges[inside[0]]), float(grid.edges[inside[-1] + 1])],
         },
     )
+
+
+def _difference_variables(differ: Differences, units: str) -> dict:
+    """Scales, pedestals and profile, where they were found."""
+    terms, scales = differ.terms, differ.scales
+    out: dict = {}
+    if scales is not None:
+        about = "Legendre coefficients of the slit's scale less 1"
+        out |= {
+            "phase": ("span", terms.phase, {"long_name": "argument of the Legendre series"}),
+            "scale": (("slit", "order"), scales.scale, {"long_name": about}),
+            "scale_covariance": (("slit", "order", "order_2"), scales.covariance),
+            "scale_without": (
+                ("slit", "shutter", "order"),
+                scales.without,
+                {"long_name": about + ", found without one of its shutters"},
+            ),
+            "scale_without_covariance": (
+                ("slit", "shutter", "order", "order_2"),
+                scales.without_covariance,
+            ),
+            "shutter_level": (
+                ("slit", "shutter"),
+                scales.level,
+                {"long_name": "what the shutter adds to its slit's scale"},
+            ),
+            "shutter_level_variance": (("slit", "shutter"), scales.level_variance),
+            "shutter_used": (
+                ("slit", "shutter"),
+                scales.used,
+                {"long_name": "shutter tells the slit's scale"},
+            ),
+            "shutter_excess": (
+                ("slit", "shutter"),
+                scales.excess,
+                {"long_name": "level over what the slit's other shutters allow, in its errors"},
+            ),
+            "scale_spread": (
+                ("component", "order"),
+                scales.spread,
+                {"long_name": "standard deviation of slitlets, slits and exposures"},
+            ),
+            "pedestal": ("slit", terms.pedestal, {"long_name": "additive offset"}),
+            "pedestal_shape": (
+                "span",
+                terms.pedestal_shape,
+                {"units": units, "long_name": "flux of a pedestal of 1"},
+            ),
+        }
+    if terms.profile.kinds:
+        out |= {
+            "profile": (
+                ("kind", "yrel_node", "bin"),
+                terms.profile.values,
+                {"long_name": "uniform light along the slit, 1 at shutter centres"},
+            ),
+            "profile_error": (("kind", "yrel_node", "bin"), terms.profile.error),
+        }
+    return out
+
+
+def _difference_coords(differ: Differences) -> dict:
+    table = differ.terms.profile
+    out: dict = {}
+    if differ.scales is not None:
+        out["shutter"] = ("shutter", FIRST_SHUTTER + np.arange(N_SHUTTERS))
+        out["component"] = ("component", ["slitlet", "slit", "exposure"])
+    if table.kinds:
+        nodes = table.first + table.step * np.arange(table.values.shape[1])
+        out["n_shutters"] = ("kind", np.array(table.kinds))
+        out["yrel_node"] = ("yrel_node", nodes, {"units": "shutter pitch"})
+    return out
+
+
+def _difference_attrs(differ: Differences) -> dict:
+    out: dict = {}
+    if differ.scales is not None:
+        out["leak"] = [float(v) for v in differ.scales.leak]
+        out["shutter_spread"] = differ.scales.own_spread
+        out["floor"] = differ.scales.floor
+    return out
 
 
 def master_grid(master: xr.Dataset) -> SpanGrid:

@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 from .blocks import reduce_blocks
 from .histograms import add_keys, key_median, n_keys
 from .spans import SpanGrid, find_span
+from .terms import BIN_SPANS, Terms, profile_at, shutter_of
 
 __all__ = ["HISTOGRAM_EDGES", "N_MOMENTS", "PassState", "PassSums", "accumulate", "median_start"]
 
 N_MOMENTS = 12
-#: Spans in one wavelength bin of the residual histograms, the noise sums and the running centre.
-BIN_SPANS = 16
 _Z_MAX, _Z_STEP = 20.0, 0.02
 HISTOGRAM_EDGES = np.linspace(-_Z_MAX, _Z_MAX, round(2 * _Z_MAX / _Z_STEP) + 1)
 #: Exposure time in s to which the photon noise gain refers.
@@ -106,12 +105,14 @@ class PassSums:
 
 @numba.njit(nogil=True)
 def _accumulate_block(
-    flux, error, var_rnoise, var_poisson, selected, wavelength,
+    flux, error, var_rnoise, var_poisson, selected, wavelength, yrel,
     group, time_factor, edges, lookup, step, bin_spans,
+    factor, level, offset, used, stray, profile, first, pitch, kind,
     model, gain, floor, centre, cut, usual, unit, log, z_max, z_step,
     moments, count, histogram, noise, pixels,
 ):  # pragma: no cover - compiled  # fmt: skip
     has_var = var_rnoise.shape[0] > 0
+    has_profile = profile.shape[0] > 0
     n_z = histogram.shape[1] - 2
     tp = np.empty(7)
     for s in range(flux.shape[0]):
@@ -129,6 +130,17 @@ def _accumulate_block(
                 if not np.isfinite(y) or not (e2 > 0 and np.isfinite(e2)):
                     continue
                 mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
+                pixels[s, 0] += 1
+                z = shutter_of(np.float64(yrel[s, i, j]))
+                if not used[s, z]:
+                    continue
+                share = factor[s, n] + level[s, z]
+                if has_profile:
+                    share *= profile_at(profile, first, pitch, kind[s], yrel[s, i, j], n + t)
+                if not share > 0.01:
+                    continue
+                other = offset[s, n] + stray[s, z, n] * mean
+                expected = share * mean + other
                 variance = e2
                 photon = 0.0
                 a = gain[n] * time_factor[s]
@@ -142,17 +154,16 @@ def _accumulate_block(
                     else:
                         rest = floor[n]
                     if rest > 0 and np.isfinite(rest):
-                        variance = rest + a * max(mean, 0.0)
-                z = (y - mean) / (np.sqrt(variance) * unit)
-                pixels[s, 0] += 1
+                        variance = rest + a * max(expected, 0.0)
+                away = (y - expected) / (np.sqrt(variance) * unit)
                 b = n // bin_spans
-                if z < -z_max:
+                if away < -z_max:
                     histogram[b, 0] += 1
-                elif z >= z_max:
+                elif away >= z_max:
                     histogram[b, n_z + 1] += 1
                 else:
-                    histogram[b, 1 + min(n_z - 1, int((z + z_max) / z_step))] += 1
-                if not abs(z - centre[n]) <= cut[n]:
+                    histogram[b, 1 + min(n_z - 1, int((away + z_max) / z_step))] += 1
+                if not abs(away - centre[n]) <= cut[n]:
                     continue
                 if e2 <= usual[n] * usual[n] and np.isfinite(photon):
                     x = max(y, 0.0) * time_factor[s]
@@ -162,7 +173,9 @@ def _accumulate_block(
                     noise[b, 3] += e2
                     noise[b, 4] += x * x
                     noise[b, 5] += x * e2
-                w = np.float64(1.0) / variance
+                # From here on as if the slit saw the master itself.
+                y = (y - other) / share
+                w = share * share / variance
                 if log:
                     if y <= 0:
                         continue
@@ -187,9 +200,10 @@ def _block_sums(
     state: PassState,
     grid: SpanGrid,
     n_groups: int,
+    terms: Terms,
 ) -> PassSums:
-    """Sums of one block of slits: flux, error, selected, wavelength and perhaps variances."""
-    flux, error, selected, wavelength, *variances = arrays
+    """Sums of one block: flux, error, selected, wavelength, yrel and perhaps variances."""
+    flux, error, selected, wavelength, yrel, *variances = arrays
     n_bins = -(-grid.size // BIN_SPANS)
     sums = PassSums(
         np.zeros((n_groups, grid.size, N_MOMENTS)),
@@ -201,8 +215,10 @@ def _block_sums(
     none = np.empty((0, 0, 0), dtype=np.float32)
     rnoise, poisson = variances or (none, none)
     _accumulate_block(
-        flux, error, rnoise, poisson, selected, wavelength,
+        flux, error, rnoise, poisson, selected, wavelength, yrel,
         group, time_factor, grid.edges, grid.lookup, grid.step, BIN_SPANS,
+        terms.factor(), terms.level, terms.offset(), terms.used, terms.stray(),
+        terms.profile.values, terms.profile.first, terms.profile.step, terms.kind,
         state.model, state.gain, state.floor, state.centre, state.cut, state.usual,
         state.unit, state.log, _Z_MAX, _Z_STEP,
         sums.moments, sums.count, sums.histogram, sums.noise, sums.pixels,
@@ -211,7 +227,12 @@ def _block_sums(
 
 
 def accumulate(
-    ds: xr.Dataset, grid: SpanGrid, state: PassState, groups: NDArray[np.int64], n_groups: int
+    ds: xr.Dataset,
+    grid: SpanGrid,
+    state: PassState,
+    groups: NDArray[np.int64],
+    n_groups: int,
+    terms: Terms | None = None,
 ) -> PassSums:
     """One pass over the selected pixels.
 
@@ -227,23 +248,27 @@ def accumulate(
         ``(slit,)``, the group whose moments each slit joins.
     n_groups
         Number of groups.
+    terms
+        What differs from slit to slit; the moments are of the master's own scale. None: nothing.
 
     Returns
     -------
     PassSums
         The same to rounding for any chunking: each block adds up in float64.
     """
+    terms = Terms.none(ds.sizes["slit"], grid.size) if terms is None else terms
     time = ds["exposure_time"].values
     factor = np.where(time > 0, REFERENCE_TIME / np.where(time > 0, time, 1.0), 1.0)
     has_var = "var_rnoise" in ds and "var_poisson" in ds
-    names = ["flux", "error", "selected", "wavelength"]
+    names = ["flux", "error", "selected", "wavelength", "yrel"]
     names += ["var_rnoise", "var_poisson"] if has_var else []
 
-    def block(start: int, arrays: Sequence[Any], shared: PassState) -> PassSums:
+    def block(start: int, arrays: Sequence[Any], shared: tuple[PassState, Terms]) -> PassSums:
         part = slice(start, start + arrays[0].shape[0])
-        return _block_sums(arrays, groups[part], factor[part], shared, grid, n_groups)
+        state, own = shared[0], shared[1].part(part)
+        return _block_sums(arrays, groups[part], factor[part], state, grid, n_groups, own)
 
-    return reduce_blocks(ds, names, block, lambda a, b: a + b, state)
+    return reduce_blocks(ds, names, block, lambda a, b: a + b, (state, terms))
 
 
 # ------------------------------------------------------------------------------------------------

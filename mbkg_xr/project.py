@@ -16,6 +16,7 @@ from .errors import DatasetError, ParameterError
 from .master import error_at, master_grid, sample_master
 from .rebin import pixel_corners, rebin2d
 from .schema import PIXEL_DIMS, SLIT_IDENTITY, validate
+from .slit_terms import SlitTerms, slit_terms
 from .spans import SpanGrid, find_span
 
 __all__ = ["master_image", "project_master"]
@@ -149,6 +150,9 @@ def project_master(
             "unknown method of projection", expected="'exact' or 'rebin2d'", found=method
         )
     polynomials, errors, inside, which = _masters(ds, master, heldout)
+    applied = slit_terms(ds, master, heldout=heldout)
+    of_slit = np.arange(ds.sizes["slit"])
+    yrel = ds["yrel"].data
     response = ds["response"].data if "response" in ds.coords else None
     units = {"units": ds["flux"].attrs["units"]}
     wavelength = ds["wavelength"].data
@@ -157,10 +161,13 @@ def project_master(
             _project_block,
             ds["flux"],
             wavelength,
+            yrel,
             which,
+            of_slit,
             *([] if response is None else [response]),
             dtype=np.float32,
             outputs=2,
+            applied=applied,
             grid=grid,
             integrals=_Integrals.of(grid, polynomials),
             constrained=inside,
@@ -176,10 +183,12 @@ def project_master(
             _rebin_block,
             ds["flux"],
             wavelength,
-            ds["yrel"].data,
+            yrel,
+            of_slit,
             *([] if response is None else [response]),
             dtype=np.float32,
             outputs=3,
+            applied=applied,
             grid=grid,
             master=master.compute(),
         )
@@ -258,9 +267,12 @@ class _Integrals:
 
 def _project_block(
     wavelength: NDArray,
+    yrel: NDArray,
     which: NDArray,
+    of_slit: NDArray,
     response: NDArray | None = None,
     *,
+    applied: SlitTerms | None,
     grid: SpanGrid,
     integrals: _Integrals,
     constrained: NDArray,
@@ -271,6 +283,8 @@ def _project_block(
         wavelength, which.ravel(), grid.edges, grid.lookup, grid.step,
         integrals.polynomials, integrals.cumulative, constrained, sky_error, out,
     )  # fmt: skip
+    if applied is not None:
+        applied.apply(out, wavelength, yrel, of_slit.ravel(), grid)
     return out if response is None else out * response[..., None]
 
 
@@ -342,8 +356,10 @@ def _project_pixels(
 def _rebin_block(
     wavelength: NDArray,
     yrel: NDArray,
+    of_slit: NDArray,
     response: NDArray | None = None,
     *,
+    applied: SlitTerms | None,
     grid: SpanGrid,
     master: xr.Dataset,
 ) -> NDArray[np.float32]:
@@ -365,6 +381,8 @@ def _rebin_block(
         out[..., 0] = np.where(inside, mean, np.nan)
         out[..., 1] = np.where(inside, error_at(master, grid, wavelength), np.nan)
         out[..., 2] = np.where(np.isfinite(wavelength), coverage, np.nan)
+    if applied is not None:
+        applied.apply(out, wavelength, yrel, of_slit.ravel(), grid)
     if response is not None:
         out[..., :2] *= response[..., None]
     return out

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .histograms import histogram_quantiles
-from .moments import BIN_SPANS, HISTOGRAM_EDGES, PassState, PassSums
+from .moments import HISTOGRAM_EDGES, PassState, PassSums
+from .terms import BIN_SPANS
 
 __all__ = ["BIN_PIXELS", "next_state", "scatter_of"]
 

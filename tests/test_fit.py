@@ -176,8 +176,9 @@ def test_held_out_is_a_fit_without_the_slit(selected):
     """The moments' answer, and a fit that never saw the slit."""
     ds = selected.compute()
     model = mx.BSpline(spacing=8, penalty=1e-2)
-    master = mx.fit_master(ds, model=model)
-    without = mx.fit_master(ds.isel(slit=slice(1, None)), model=model)
+    alike = {"scales": None, "profile": False}
+    master = mx.fit_master(ds, model=model, **alike)
+    without = mx.fit_master(ds.isel(slit=slice(1, None)), model=model, **alike)
     group = int(master.group.values[0])
     found = mx.evaluate(
         master.assign(polynomial=master.heldout_polynomial.isel(leave_out=group)), [1.5, 2.5, 4.0]
@@ -318,7 +319,8 @@ def test_held_out_masters_do_not_extrapolate():
     blue = (wave < 3.0) & (ds.slitlet == ds.slitlet[0])
     red = (wave > 2.0) & (ds.slitlet == ds.slitlet[1])
     ds = mx.select_background(ds.assign(flux=ds.flux.where(blue | red)))
-    master = mx.fit_master(ds, model=mx.BSpline(spacing=8, penalty=1e-2))
+    model = mx.BSpline(spacing=8, penalty=1e-2)
+    master = mx.fit_master(ds, model=model, scales=None, profile=False)
     held = mx.project_master(ds, master, heldout=True)
     full = mx.project_master(ds, master)
     first = held.background.values[0]

@@ -110,7 +110,8 @@ def test_real_slitlets_master_beside_nods(both, real_selected, real_master):
     assert 1.05 < table.loc["nods", "mad_sigma"] < 1.35
     assert table.loc["heldout", "mad_sigma"] < 1.05 * table.loc["nods", "mad_sigma"]
     assert abs(table.loc["nods", "noise_gain"] - np.sqrt(2)) < 0.01
-    assert table.loc["master", "noise_gain"] < 1.02
+    # The master's own error, and the 2 % by which shutters of one slitlet differ.
+    assert table.loc["master", "noise_gain"] < 1.03
     # In flux the master's residuals are the narrower ones by about the noise gain.
     common = mx.sky_centres(result).values & mx.sky_centres(nods).values
     spread = [stats.median_abs_deviation(d.flux.values[common]) for d in (nods, held)]

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ..master import evaluate, master_grid
 from ..moments import REFERENCE_TIME
-from ..project import master_image
+from ..project import master_image, project_master
+from ..slit_terms import used_pixels
 from .canvas import (
     BAD,
     CMAP,
@@ -127,7 +128,7 @@ def plot_cloud(ds: xr.Dataset, master: xr.Dataset, *, ax: Axes | None = None) ->
 
 
 def _cloud(part: xr.Dataset, master: xr.Dataset) -> tuple[NDArray, NDArray, NDArray]:
-    """Wavelength, flux of the sky and normalised residual of the selected pixels."""
+    """Wavelength, sky at the master's scale and normalised residual of the selected pixels."""
     names = ["flux", "error", "selected", "wavelength", "background", "background_error"]
     names += ["var_rnoise", "var_poisson", "response"]
     columns = {n: part[n].variable for n in names if n in part.variables}
@@ -140,7 +141,7 @@ def _cloud(part: xr.Dataset, master: xr.Dataset) -> tuple[NDArray, NDArray, NDAr
         flux = flux + value["background"]
         variance = np.maximum(variance - value["background_error"] ** 2, 0)
     response = value.get("response", np.ones(flux.size))
-    mean = evaluate(master, value["wavelength"], mean=True) * response
+    mean = project_master(part, master)["background"].values[keep].astype(float)
     # As in the fit: the datum's own photon noise gives way to the model's.
     grid = master_grid(master)
     n = np.nan_to_num(grid.pixel_coordinate(value["wavelength"])).astype(int)
@@ -149,9 +150,12 @@ def _cloud(part: xr.Dataset, master: xr.Dataset) -> tuple[NDArray, NDArray, NDAr
     rest = value.get("var_rnoise", np.maximum(variance - gain * flux, 0.02 * variance))
     variance = np.where(rest > 0, rest + gain * np.maximum(mean, 0), variance)
     z = (flux - mean) / np.sqrt(variance)
+    # Each slit has a scale of its own: pixels are shown as if it were the master's.
+    shown = (flux - mean) / response + evaluate(master, value["wavelength"], mean=True)
+    z[~used_pixels(part, master)[keep]] = np.inf
     # Pixels past the fitted range have no master to be far from.
-    known = np.isfinite(z)
-    return value["wavelength"][known], (flux / response)[known], z[known]
+    known = np.isfinite(shown) & ~np.isnan(z)
+    return value["wavelength"][known], shown[known], z[known]
 
 
 def _model(master: xr.Dataset) -> str:

@@ -1,0 +1,123 @@
+"""From a look into all shutters to the terms that the next pass of the fit applies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from .mixed import solve_scales
+from .moments import PassState
+from .profile import solve_profile
+from .quality import do_not_use
+from .scales import Scales, SlitScales
+from .shutters import look
+from .spans import SpanGrid
+from .terms import BIN_SPANS, N_SHUTTERS, ProfileTable, Terms, bin_phase
+
+__all__ = ["Differences", "find_differences"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class Differences:
+    """How the slits differ from the master, and with which pixels that was found.
+
+    Attributes
+    ----------
+    terms
+        As the fit applies them.
+    scales
+        With their errors, or None where slits were taken to be alike.
+    """
+
+    terms: Terms
+    scales: SlitScales | None = None
+
+
+def find_differences(
+    ds: xr.Dataset,
+    grid: SpanGrid,
+    state: PassState,
+    present: Differences,
+    constrained: NDArray[np.bool_],
+    *,
+    scales: Scales | None,
+    profile: bool,
+) -> Differences:
+    """One pass over all usable pixels, and what it says of scales, pedestals and the profile.
+
+    Parameters
+    ----------
+    ds
+        The selected slit dataset.
+    grid, state
+        The spans, and the present master and noise.
+    present
+        What was found so far.
+    constrained
+        ``(span,)``, the fitted range.
+    scales, profile
+        Which of them to find.
+    """
+    background = ds["is_background"].values
+    sky = np.repeat(background[:, None], N_SHUTTERS, axis=1)
+    if present.scales is not None:
+        sky &= present.scales.used
+    kinds = tuple(sorted({int(n) for n in ds["n_shutters"].values if n > 0})) if profile else ()
+    bits = int(ds["selected"].attrs.get("excluded_flags", 0)) | do_not_use(ds["quality"])
+    sums = look(ds, grid, state, present.terms, bits=bits, sky=sky, kinds=kinds)
+    span_phase, phase = bin_phase(constrained)
+    if not sums.weight.any():
+        return present  # a sky that is nowhere positive has no fractions
+    terms = replace(present.terms, phase=span_phase)
+    found: SlitScales | None = None
+    if scales is not None:
+        shape = _pedestal_shape(state, constrained)
+        bins = (np.arange(phase.size) + 0.5) * BIN_SPANS
+        spans = np.arange(grid.size) + 0.5
+        sky_level = np.interp(bins, spans, state.model[:, 0])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.interp(bins, spans, shape) / sky_level
+        seen = sums.weight.sum(axis=(0, 1)) > 0
+        found = solve_scales(sums, ds, phase, np.where(seen & (sky_level > 0), share, 0.0), scales)
+        terms = replace(
+            terms,
+            scale=found.scale,
+            pedestal=found.pedestal,
+            pedestal_shape=shape,
+            level=found.level,
+            used=found.used,
+            leak=found.stray,
+            light=found.light,
+        )
+    if profile:
+        table = _eased(terms.profile, solve_profile(sums.profile, phase, kinds))
+        terms = replace(terms, profile=table, kind=table.index(ds["n_shutters"].values))
+    return Differences(terms, found)
+
+
+def _eased(before: ProfileTable, found: ProfileTable) -> ProfileTable:
+    """Half way from the last profile: scales and profile answer the same residuals, and each in
+    full would overshoot.
+    """
+    if before.kinds != found.kinds or not before.kinds:
+        return found
+    return replace(found, values=0.5 * (before.values + found.values))
+
+
+def _pedestal_shape(state: PassState, constrained: NDArray[np.bool_]) -> Array:
+    """``(span,)``: what a constant count rate is in units of flux, of the size of the sky.
+
+    The photon noise of a product is its flux times the inverse sensitivity over time, so that the
+    gain found from it has the shape wanted. Zero where it is not known.
+    """
+    gain = np.where(constrained, np.nan_to_num(state.gain), 0.0)
+    if not (gain > 0).any():
+        return np.zeros(gain.size)
+    usual = np.median(gain[gain > 0])
+    level = np.median(np.abs(state.model[constrained, 0]))
+    return gain / usual * level

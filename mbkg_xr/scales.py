@@ -1,0 +1,113 @@
+"""How slits differ: what may be asked for, and what is found (see `mbkg_xr.mixed` for how)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ParameterError
+
+__all__ = ["Scales", "SlitScales"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How slits may differ from the master.
+
+    Parameters
+    ----------
+    order
+        Degree of the Legendre series of a slit's scale over the fitted range; 0 is one number.
+    prior
+        Standard deviation expected of the scale of a slit: 0.05, since STScI quotes 5 % from
+        shutter to shutter. The data correct it.
+    colour
+        The same of each higher coefficient.
+    smooth
+        Let the scale follow a quadratic over each MSA quadrant, so that slits without sky shutters
+        get more than the mean.
+    pedestal
+        Find an offset for each exposure and detector.
+    veto
+        A shutter that exceeds what the others of its slit allow by this many standard deviations
+        is left out.
+
+    Examples
+    --------
+    >>> Scales(order=1).order
+    1
+    """
+
+    order: int = 3
+    prior: float = 0.05
+    colour: float = 0.02
+    smooth: bool = True
+    pedestal: bool = True
+    veto: float = 2.5
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.order, int) and 0 <= self.order <= 8):
+            raise ParameterError(
+                "unusable order of scales", where="order", expected="0 to 8", found=self.order
+            )
+        for name in ("prior", "colour", "veto"):
+            value = getattr(self, name)
+            if not (value > 0 and np.isfinite(value)):
+                raise ParameterError(
+                    "unusable scales", where=name, expected="a positive number", found=value
+                )
+
+
+@dataclass
+class SlitScales:
+    """What was found.
+
+    Attributes
+    ----------
+    scale, covariance
+        ``(slit, order)`` and ``(slit, order, order)``: Legendre coefficients of f - 1.
+    without
+        ``(slit, shutter, order)``: the same from all but one shutter, for held-out scores.
+    without_covariance
+        ``(slit, shutter, order, order)``.
+    level, level_variance
+        ``(slit, shutter)``: what each shutter adds to f of its own.
+    used
+        ``(slit, shutter)``: shutters that tell of sky.
+    excess
+        ``(slit, shutter)``: by how many standard deviations each exceeds the others.
+    pedestal
+        ``(slit,)``, in units of the shape given.
+    spread
+        Standard deviations ``(3, order)`` of slitlets, slits and exposures about their means.
+    floor
+        What shutters differ by, bin by bin, beyond noise and the errors of all that was found.
+    own_spread
+        That of shutters about their slit.
+    leak
+        Share of a source's light in the shutter beside it: mean and scatter.
+    light
+        ``(slit, bin)``: the source's light as a share of the master.
+    stray
+        ``(slit, shutter)``: share of that light in each shutter.
+    """
+
+    scale: Array
+    covariance: Array
+    without: Array
+    without_covariance: Array
+    level: Array
+    level_variance: Array
+    used: NDArray[np.bool_]
+    excess: Array
+    pedestal: Array
+    spread: Array
+    floor: float
+    own_spread: float
+    leak: tuple[float, float]
+    light: Array
+    stray: Array

@@ -1,0 +1,200 @@
+"""What every shutter of every slit holds against the master: one pass over all usable pixels.
+
+Unlike the fit's own passes it also looks into the shutters that hold sources: their light tells how
+much of it the shutters beside them must expect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from .blocks import reduce_blocks
+from .moments import REFERENCE_TIME, PassState
+from .spans import SpanGrid, find_span
+from .terms import BIN_SPANS, FIRST_SHUTTER, N_SHUTTERS, Terms, profile_at, shutter_of
+
+__all__ = ["CENTRE", "PROFILE_FIRST", "PROFILE_STEP", "ShutterSums", "look", "open_shutters"]
+
+Array = NDArray[np.float64]
+
+#: Nodes of the profile in yrel: every fortieth of a pitch over five shutters and their edges.
+PROFILE_FIRST, PROFILE_STEP, N_NODES = -3.0, 0.025, 241
+CENTRE = 0.2  # half width in yrel of what counts as a shutter's centre
+_ALLOWED = 0.1  # departures by this share of the sky are no outliers: slits differ so much
+_CLIP = 4.5
+
+
+def open_shutters(n_shutters: NDArray) -> NDArray[np.bool_]:
+    """``(slit, shutter)``: the shutters of slitlets of so many; all where that is not known.
+
+    yrel is 0 at the middle shutter; of an even number, at the one before the middle.
+
+    Examples
+    --------
+    >>> open_shutters(np.array([3, 2])).astype(int).tolist()
+    [[0, 1, 1, 1, 0], [0, 0, 1, 1, 0]]
+    """
+    position = FIRST_SHUTTER + np.arange(N_SHUTTERS)
+    n = np.asarray(n_shutters)[:, None]
+    return (n <= 0) | ((position >= -((n - 1) // 2)) & (position <= n // 2))
+
+
+@dataclass
+class ShutterSums:
+    """Sums over pixels, with m the master, v the variance and e the share of the master expected.
+
+    Attributes
+    ----------
+    weight, excess
+        ``(slit, shutter, bin)``: sum m^2 g^2 / v and sum m g (y - g m) / v at shutter centres, and
+        in all of a source's shutter:
+        their ratio is how much more than the master a shutter holds, as a fraction of it, and one
+        over the first the variance of that.
+    profile
+        ``(2, kind, node, bin)``: the same sums by yrel, with f, over the pixels of shutters that
+        are sky.
+    """
+
+    weight: Array
+    excess: Array
+    profile: Array
+
+    def __add__(self, other: ShutterSums) -> ShutterSums:
+        return ShutterSums(
+            np.concatenate([self.weight, other.weight]),
+            np.concatenate([self.excess, other.excess]),
+            self.profile + other.profile,
+        )
+
+
+@numba.njit(nogil=True)
+def _look_block(
+    flux, error, var_rnoise, var_poisson, quality, wavelength, yrel,
+    bits, source, sky, kind, time_factor, edges, lookup, step,
+    model, gain, floor, unit, factor, level, offset, known, first, pitch, known_kind,
+    weight, excess, profile,
+):  # pragma: no cover - compiled  # fmt: skip
+    has_var = var_rnoise.shape[0] > 0
+    for s in range(flux.shape[0]):
+        for i in range(flux.shape[1]):
+            for j in range(flux.shape[2]):
+                if quality[s, i, j] & bits:
+                    continue
+                r = np.float64(yrel[s, i, j])
+                y = np.float64(flux[s, i, j])
+                e2 = np.float64(error[s, i, j]) ** 2
+                if not (np.isfinite(r) and np.isfinite(y) and e2 > 0 and np.isfinite(e2)):
+                    continue
+                n, t = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
+                if n < 0:
+                    continue
+                mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
+                if not mean > 0:
+                    continue
+                z = np.floor(r + 0.5)
+                at_source = not np.isnan(source[s]) and abs(r - source[s]) <= 0.5
+                b = n // BIN_SPANS
+                g = profile_at(known, first, pitch, known_kind[s], r, n + t)
+                inside = shutter_of(r)
+                share = factor[s, n] + level[s, inside]
+                variance = e2
+                a = gain[n] * time_factor[s]
+                if a >= 0:
+                    rest = np.float64(var_rnoise[s, i, j]) if has_var else floor[n]
+                    if rest > 0 and np.isfinite(rest):
+                        variance = rest + a * max(share * g * mean + offset[s, n], 0.0)
+                variance *= unit * unit
+                rest = y - offset[s, n] - share * g * mean
+                if not at_source and rest * rest > _CLIP * _CLIP * (
+                    variance + (_ALLOWED * mean) ** 2
+                ):
+                    # Where the profile is not known yet, a bar is no outlier.
+                    if abs(r - z) <= CENTRE:
+                        continue
+                    if abs(rest) > _CLIP * np.sqrt(variance) + 0.5 * mean:
+                        continue
+                # All rows of a source's shutter count: what reaches the next one goes with all of
+                # its light, wherever in the shutter it sits.
+                if at_source or abs(r - z) <= CENTRE:
+                    m = g * mean
+                    weight[s, inside, b] += m * m / variance
+                    excess[s, inside, b] += m * (y - m) / variance
+                if sky[s, inside] and not at_source and kind[s] >= 0:
+                    m = share * mean
+                    p = (r - PROFILE_FIRST) / PROFILE_STEP
+                    node = int(np.floor(p + 0.5))
+                    if 0 <= node < profile.shape[2]:
+                        profile[0, kind[s], node, b] += m * m / variance
+                        profile[1, kind[s], node, b] += m * (y - offset[s, n]) / variance
+
+
+def look(
+    ds: xr.Dataset,
+    grid: SpanGrid,
+    state: PassState,
+    terms: Terms,
+    *,
+    bits: int,
+    sky: NDArray[np.bool_],
+    kinds: Sequence[int],
+) -> ShutterSums:
+    """Look into all shutters of all slits.
+
+    Parameters
+    ----------
+    ds
+        A slit dataset, lazy or in memory.
+    grid, state, terms
+        The spans, the present master and noise, and what differs from slit to slit.
+    bits
+        Quality bits that keep a pixel out.
+    sky
+        ``(slit, shutter)``, shutters whose pixels tell the profile.
+    kinds
+        Numbers of open shutters for which a profile is wanted.
+
+    Returns
+    -------
+    ShutterSums
+    """
+    time = ds["exposure_time"].values
+    factor = np.where(time > 0, REFERENCE_TIME / np.where(time > 0, time, 1.0), 1.0)
+    has_var = "var_rnoise" in ds and "var_poisson" in ds
+    names = ["flux", "error", "quality", "wavelength", "yrel"]
+    names += ["var_rnoise", "var_poisson"] if has_var else []
+    source = np.where(ds["is_background"].values, np.nan, ds["source_shutter"].values)
+    rank = {k: i for i, k in enumerate(kinds)}
+    kind = np.array([rank.get(int(n), -1) for n in ds["n_shutters"].values], dtype=np.int64)
+    n_bins = -(-grid.size // BIN_SPANS)
+    mask = ds["quality"].dtype.type(bits)
+
+    def block(start: int, arrays: Sequence[Any], shared: tuple[PassState, Terms]) -> ShutterSums:
+        flux, error, quality, wavelength, yrel, *variances = arrays
+        none = np.empty((0, 0, 0), dtype=np.float32)
+        rnoise, poisson = variances or (none, none)
+        part = slice(start, start + flux.shape[0])
+        state, own = shared[0], shared[1].part(part)
+        sums = ShutterSums(
+            np.zeros((flux.shape[0], N_SHUTTERS, n_bins)),
+            np.zeros((flux.shape[0], N_SHUTTERS, n_bins)),
+            np.zeros((2, len(kinds), N_NODES, n_bins)),
+        )
+        _look_block(
+            flux, error, rnoise, poisson, quality, wavelength, yrel,
+            mask, source[part], sky[part], kind[part], factor[part],
+            grid.edges, grid.lookup, grid.step,
+            state.model, state.gain, state.floor, state.unit,
+            own.factor(), own.level, own.offset(),
+            own.profile.values, own.profile.first, own.profile.step, own.kind,
+            sums.weight, sums.excess, sums.profile,
+        )  # fmt: skip
+        return sums
+
+    return reduce_blocks(ds, names, block, lambda a, b: a + b, (state, terms))

@@ -1,0 +1,169 @@
+"""What a master says of a dataset's slits: scales, pedestals and profile, with errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import xarray as xr
+from numpy.polynomial import legendre
+from numpy.typing import NDArray
+
+from .schema import SLIT_IDENTITY
+from .spans import SpanGrid, find_span
+from .terms import ProfileTable, profile_at
+
+__all__ = ["SlitTerms", "slit_terms", "used_pixels"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SlitTerms:
+    """Terms of each slit of a dataset, as `mbkg_xr.terms.Terms`, with their errors.
+
+    Attributes
+    ----------
+    scale, covariance
+        ``(slit, shutter, order)`` and ``(slit, shutter, order, order)``.
+    basis
+        ``(span, order)``.
+    pedestal, pedestal_shape
+        ``(slit,)`` and ``(span,)``.
+    profile, kind
+        Bar-shadow profiles, and which of them each slit has.
+    first_shutter
+        yrel of the first shutter.
+    floor
+        Systematic error, as a fraction of the background.
+    """
+
+    scale: Array
+    covariance: Array
+    basis: Array
+    pedestal: Array
+    pedestal_shape: Array
+    profile: ProfileTable
+    kind: NDArray[np.int64]
+    first_shutter: int
+    floor: float
+
+    def apply(
+        self, out: Array, wavelength: NDArray, yrel: NDArray, slits: NDArray, grid: SpanGrid
+    ) -> None:
+        """Turn the master on pixels, and its error, into the background of the slits, in place."""
+        scale = 1.0 + np.einsum("szk,nk->szn", self.scale[slits], self.basis)
+        covariance = self.covariance[slits]
+        variance = np.einsum("nk,szkl,nl->szn", self.basis, covariance, self.basis, optimize=True)
+        _apply(
+            out, wavelength, yrel, scale, np.maximum(variance, 0.0),
+            self.pedestal[slits], self.pedestal_shape, self.profile.values, self.profile.error,
+            self.profile.first, self.profile.step, self.kind[slits], self.first_shutter, self.floor,
+            grid.edges, grid.lookup, grid.step,
+        )  # fmt: skip
+
+
+@numba.njit(nogil=True)
+def _apply(
+    out, wavelength, yrel, scale, variance, pedestal, pedestal_shape, profile, profile_error,
+    first, pitch, kind, first_shutter, floor, edges, lookup, step,
+):  # pragma: no cover - compiled  # fmt: skip
+    shutters = scale.shape[1]
+    for s in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            for j in range(out.shape[2]):
+                sky = np.float64(out[s, i, j, 0])
+                if np.isnan(sky):
+                    continue
+                n, t = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
+                if n < 0:
+                    continue
+                r = np.float64(yrel[s, i, j])
+                z = min(max(int(np.floor(r + 0.5)) - first_shutter, 0), shutters - 1)
+                f = scale[s, z, n]
+                g = profile_at(profile, first, pitch, kind[s], r, n + t)
+                own = np.float64(out[s, i, j, 1]) * f * g
+                total = own * own + sky * sky * g * g * variance[s, z, n]
+                if kind[s] >= 0 and profile.shape[0] > 0:
+                    e = profile_at(profile_error, first, pitch, kind[s], r, n + t)
+                    total += (sky * f * e) ** 2
+                total += (floor * sky * f * g) ** 2
+                out[s, i, j, 0] = sky * f * g + pedestal[s] * pedestal_shape[n]
+                out[s, i, j, 1] = np.sqrt(total)
+
+
+def slit_terms(ds: xr.Dataset, master: xr.Dataset, *, heldout: bool = False) -> SlitTerms | None:
+    """Terms of a dataset's slits, None where the master knows of none.
+
+    Slits that the master was not fitted to get the mean scale, with the spread of the others as its
+    error. With `heldout` each shutter's scale is that found without it.
+    """
+    if "scale" not in master and "profile" not in master:
+        return None
+    n, spans = ds.sizes["slit"], master.sizes["span"]
+    if "scale" in master:
+        found = master["scale_without" if heldout else "scale"].values
+        errors = master["scale_without_covariance" if heldout else "scale_covariance"].values
+        order = found.shape[-1]
+        shutters = master.sizes["shutter"]
+        own = float(master.attrs["shutter_spread"]) ** 2
+        if heldout:
+            errors = errors.copy()
+            errors[..., 0, 0] += own
+        else:
+            found = np.repeat(found[:, None], shutters, axis=1)
+            errors = np.repeat(errors[:, None], shutters, axis=1)
+            found[..., 0] += master["shutter_level"].values
+            errors[..., 0, 0] += master["shutter_level_variance"].values
+        rank = _ranks(ds, master)
+        known = rank >= 0
+        scale = np.zeros((n, shutters, order))
+        spread = np.square(master["scale_spread"].values).sum(axis=0)
+        spread[0] += own
+        covariance = np.zeros((n, shutters, order, order)) + np.diag(spread)
+        scale[known], covariance[known] = found[rank[known]], errors[rank[known]]
+        pedestal = np.where(known, master["pedestal"].values[rank], 0.0)
+        shape = master["pedestal_shape"].values
+        basis = legendre.legvander(master["phase"].values, order - 1)
+    else:
+        scale, covariance = np.zeros((n, 1, 1)), np.zeros((n, 1, 1, 1))
+        pedestal, shape, basis = np.zeros(n), np.zeros(spans), np.ones((spans, 1))
+    table = _profile(master)
+    kind = table.index(ds["n_shutters"].values)
+    first = int(master["shutter"].values[0]) if "shutter" in master.coords else 0
+    floor = float(master.attrs.get("floor", 0.0))
+    return SlitTerms(scale, covariance, basis, pedestal, shape, table, kind, first, floor)
+
+
+def used_pixels(ds: xr.Dataset, master: xr.Dataset) -> NDArray[np.bool_]:
+    """``(slit, y, x)``: pixels of shutters that the master takes for sky; all of unknown slits."""
+    yrel = ds["yrel"].values
+    if "shutter_used" not in master:
+        return np.ones(yrel.shape, dtype=np.bool_)
+    rank = _ranks(ds, master)
+    used = np.where(rank[:, None] >= 0, master["shutter_used"].values[rank], True)
+    first = int(master["shutter"].values[0])
+    at = np.clip(np.rint(np.nan_to_num(yrel)).astype(int) - first, 0, used.shape[1] - 1)
+    return used[np.arange(yrel.shape[0])[:, None, None], at]
+
+
+def _ranks(ds: xr.Dataset, master: xr.Dataset) -> NDArray[np.int64]:
+    """Index of each slit among those of the master, -1 for strangers."""
+    theirs = zip(*(master[c].values.tolist() for c in SLIT_IDENTITY), strict=True)
+    rank = {key: i for i, key in enumerate(theirs)}
+    ours = zip(*(ds[c].values.tolist() for c in SLIT_IDENTITY), strict=True)
+    return np.array([rank.get(key, -1) for key in ours], dtype=np.int64)
+
+
+def _profile(master: xr.Dataset) -> ProfileTable:
+    if "profile" not in master:
+        return ProfileTable()
+    nodes = master["yrel_node"].values
+    return ProfileTable(
+        float(nodes[0]),
+        float(nodes[1] - nodes[0]),
+        master["profile"].values,
+        master["profile_error"].values,
+        tuple(int(k) for k in master["n_shutters"].values),
+    )

@@ -1,0 +1,179 @@
+"""What differs from slit to slit, as the fit, its diagnostics and the projection all apply it.
+
+The expected signal of a pixel at wavelength l and position r along slit j is
+
+    f_j(l) g(r, l) S(l) + p_j q(l),
+
+S the master, f the slit's scale (a low Legendre series in the phase of l over the fitted range), g
+the residual bar-shadow profile, p a pedestal and q its shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numba
+import numpy as np
+from numpy.polynomial import legendre
+from numpy.typing import NDArray
+
+__all__ = [
+    "BIN_SPANS",
+    "FIRST_SHUTTER",
+    "N_SHUTTERS",
+    "ProfileTable",
+    "Terms",
+    "bin_phase",
+    "profile_at",
+    "shutter_of",
+]
+
+Array = NDArray[np.float64]
+
+#: Spans in one wavelength bin of residual histograms, noise sums, shutter sums and profiles.
+BIN_SPANS = 16
+#: Shutters told apart, by yrel: those of a slitlet of five; longer ones fold into the outermost.
+FIRST_SHUTTER, N_SHUTTERS = -2, 5
+
+
+@dataclass(frozen=True)
+class ProfileTable:
+    """Bar-shadow profiles on a grid in yrel and wavelength bins, one a kind of slitlet.
+
+    Attributes
+    ----------
+    first, step
+        yrel of the first node and between nodes.
+    values
+        ``(kind, node, bin)``; bilinear between nodes and bin centres, held beyond. Empty: 1.
+    error
+        Its standard error.
+    kinds
+        Numbers of open shutters, one a kind.
+    """
+
+    first: float = 0.0
+    step: float = 1.0
+    values: Array = field(default_factory=lambda: np.empty((0, 0, 0)))
+    error: Array = field(default_factory=lambda: np.empty((0, 0, 0)))
+    kinds: tuple[int, ...] = ()
+
+    def index(self, n_shutters: NDArray) -> NDArray[np.int64]:
+        """Kind of each slit, -1 where no profile is known for it."""
+        rank = {k: i for i, k in enumerate(self.kinds)}
+        return np.array([rank.get(int(n), -1) for n in n_shutters], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Terms of a set of slits.
+
+    Attributes
+    ----------
+    scale
+        ``(slit, order)``, Legendre coefficients of ``f - 1``.
+    phase
+        ``(span,)``, -1 to 1 over the fitted range and held beyond it.
+    pedestal
+        ``(slit,)``, in units of `pedestal_shape`.
+    pedestal_shape
+        ``(span,)``, in units of flux.
+    profile
+        Bar-shadow profiles.
+    kind
+        ``(slit,)``, of the profiles; -1 for none.
+    level
+        ``(slit, shutter)``, what each shutter adds to f of its own.
+    used
+        ``(slit, shutter)``, shutters that see only sky.
+    leak
+        ``(slit, shutter)``, share of the slit's source in each of them.
+    light
+        ``(slit, bin)``, light of the slit's source as a share of the master.
+    """
+
+    scale: Array
+    phase: Array
+    pedestal: Array
+    pedestal_shape: Array
+    profile: ProfileTable
+    kind: NDArray[np.int64]
+    level: Array
+    used: NDArray[np.bool_]
+    leak: Array
+    light: Array
+
+    @classmethod
+    def none(cls, n_slits: int, n_spans: int) -> Terms:
+        """All slits alike."""
+        return cls(
+            np.zeros((n_slits, 1)),
+            np.zeros(n_spans),
+            np.zeros(n_slits),
+            np.zeros(n_spans),
+            ProfileTable(),
+            np.full(n_slits, -1, dtype=np.int64),
+            np.zeros((n_slits, N_SHUTTERS)),
+            np.ones((n_slits, N_SHUTTERS), dtype=np.bool_),
+            np.zeros((n_slits, N_SHUTTERS)),
+            np.zeros((n_slits, -(-n_spans // BIN_SPANS))),
+        )
+
+    def part(self, slits: slice) -> Terms:
+        """The same for some of the slits."""
+        names = ("scale", "pedestal", "kind", "level", "used", "leak", "light")
+        return replace(self, **{name: getattr(self, name)[slits] for name in names})
+
+    def factor(self) -> Array:
+        """``(slit, span)``, f."""
+        basis = legendre.legvander(self.phase, self.scale.shape[1] - 1)
+        return 1.0 + self.scale @ basis.T
+
+    def offset(self) -> Array:
+        """``(slit, span)``, the pedestal in units of flux."""
+        return self.pedestal[:, None] * self.pedestal_shape
+
+    def stray(self) -> Array:
+        """``(slit, shutter, span)``, light of the slit's source as a share of the master."""
+        spans = (np.arange(self.phase.size) + 0.5) / BIN_SPANS - 0.5
+        low = np.clip(np.floor(spans).astype(int), 0, max(self.light.shape[1] - 2, 0))
+        high = np.minimum(low + 1, self.light.shape[1] - 1)
+        part = np.clip(spans - low, 0.0, 1.0)
+        light = self.light[:, low] * (1 - part) + self.light[:, high] * part
+        return self.leak[:, :, None] * light[:, None, :]
+
+
+@numba.njit(nogil=True, inline="always")
+def shutter_of(yrel):  # pragma: no cover - compiled
+    """Index of the shutter a pixel looks through."""
+    return min(max(int(np.floor(yrel + 0.5)) - FIRST_SHUTTER, 0), N_SHUTTERS - 1)
+
+
+def bin_phase(covered: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Phase of spans and of bins: -1 to 1 from the first covered span to the last, held beyond."""
+    inside = np.flatnonzero(covered)
+    low, high = float(inside[0]), float(inside[-1] + 1)
+    spans = np.arange(covered.size) + 0.5
+    bins = (np.arange(-(-covered.size // BIN_SPANS)) + 0.5) * BIN_SPANS
+
+    def phase(u: NDArray) -> Array:
+        return np.clip((2 * u - low - high) / max(high - low, 1.0), -1.0, 1.0)
+
+    return phase(spans), phase(np.asarray(bins, dtype=np.float64))
+
+
+@numba.njit(nogil=True, inline="always")
+def profile_at(values, first, step, kind, yrel, u):  # pragma: no cover - compiled
+    """Profile of a kind at yrel and detector-pixel coordinate u, bilinear; 1 without a kind."""
+    if kind < 0 or values.shape[0] == 0:
+        return 1.0
+    p = (yrel - first) / step
+    i = min(max(int(np.floor(p)), 0), values.shape[1] - 2)
+    p = min(max(p - i, 0.0), 1.0)
+    q = u / BIN_SPANS - 0.5
+    k = min(max(int(np.floor(q)), 0), max(values.shape[2] - 2, 0))
+    q = min(max(q - k, 0.0), 1.0)
+    m = min(k + 1, values.shape[2] - 1)
+    low = values[kind, i, k] * (1 - q) + values[kind, i, m] * q
+    high = values[kind, i + 1, k] * (1 - q) + values[kind, i + 1, m] * q
+    return low * (1 - p) + high * p

@@ -1,0 +1,181 @@
+"""Scales, pedestals, leaks and the bar-shadow profile against simulated truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import CLEAN
+
+import mbkg_xr as mx
+from mbkg_xr.mixed import solve_scales
+from mbkg_xr.residuals import sky_centres
+from mbkg_xr.scales import Scales
+from mbkg_xr.shutters import ShutterSums, open_shutters
+from mbkg_xr.terms import N_SHUTTERS, Terms, bin_phase
+
+BINS = 30
+
+
+def _slits(n_slitlets: int, nods: int, background: int) -> xr.Dataset:
+    """Slit coordinates of three-shutter slitlets, the first ones without a source."""
+    slitlet = np.tile(np.arange(n_slitlets), nods)
+    nod = np.repeat(np.arange(nods), n_slitlets)
+    is_background = slitlet < background
+    source = np.where(is_background, np.nan, np.array([0.0, -1.0, 1.0])[nod])
+    text = {"program": "1", "visit": "1", "detector": "NRS1"}
+    return xr.Dataset(
+        coords={
+            **{k: ("slit", np.full(slitlet.size, v)) for k, v in text.items()},
+            "exposure": ("slit", nod.astype(str)),
+            "slitlet": ("slit", slitlet),
+            "quadrant": ("slit", 1 + slitlet % 4),
+            "shutter_row": ("slit", 10 + 7 * slitlet),
+            "shutter_column": ("slit", 10 + 3 * slitlet),
+            "n_shutters": ("slit", np.full(slitlet.size, 3)),
+            "is_background": ("slit", is_background),
+            "source_shutter": ("slit", source),
+        }
+    )
+
+
+def _sums(slits: xr.Dataset, excess: np.ndarray, precision: float, seed: int) -> ShutterSums:
+    """Sums of shutters that hold `excess` (slit, shutter, bin) over the master, with noise."""
+    weight = np.full(excess.shape, precision)
+    weight[~open_shutters(slits.n_shutters.values)] = 0.0
+    noise = np.random.default_rng(seed).standard_normal(excess.shape)
+    return ShutterSums(weight, weight * excess + np.sqrt(weight) * noise, np.zeros((2, 0, 1, 1)))
+
+
+def test_scales_reach_their_bound():
+    """One number a slit: errors as small, and as large, as those said."""
+    slits = _slits(40, 3, 40)
+    rng = np.random.default_rng(1)
+    truth = 0.05 * rng.standard_normal(40)[slits.slitlet.values]
+    truth = truth + 0.01 * rng.standard_normal(truth.size)
+    excess = np.broadcast_to(truth[:, None, None], (truth.size, N_SHUTTERS, BINS)).copy()
+    _, phase = bin_phase(np.ones(16 * BINS, dtype=bool))
+    options = Scales(order=0, pedestal=False, smooth=False)
+    sums = _sums(slits, excess, 100.0, 2)
+    found = solve_scales(sums, slits, phase, np.zeros(BINS), options)
+    wrong = found.scale[:, 0] - (truth - truth.mean())
+    wrong -= wrong.mean()
+    # The noise alone: three shutters of 30 bins of precision 100.
+    bound = 1 / np.sqrt(3 * BINS * 100.0)
+    assert wrong.std() < 1.2 * bound
+    pull = wrong / np.sqrt(found.covariance[:, 0, 0])
+    assert 0.75 < pull.std() < 1.2
+    assert found.used[:, 1:4].mean() > 0.98
+    assert not found.used[:, [0, 4]].any()
+
+
+def test_contaminated_shutters_are_left_out_and_no_others():
+    slits = _slits(30, 3, 30)
+    rng = np.random.default_rng(3)
+    truth = 0.03 * rng.standard_normal(30)[slits.slitlet.values]
+    excess = np.broadcast_to(truth[:, None, None], (truth.size, N_SHUTTERS, BINS)).copy()
+    dirty = [(4, 1), (17, 3), (66, 2)]
+    for slit, shutter in dirty:
+        excess[slit, shutter] += 0.06
+    _, phase = bin_phase(np.ones(16 * BINS, dtype=bool))
+    found = solve_scales(_sums(slits, excess, 200.0, 4), slits, phase, np.zeros(BINS), Scales())
+    left_out = set(map(tuple, np.argwhere(~found.used & open_shutters(slits.n_shutters.values))))
+    assert set(dirty) <= left_out
+    assert len(left_out - set(dirty)) <= 0.03 * 3 * 90
+    clean = [i for i in range(90) if i not in {s for s, _ in dirty}]
+    wrong = found.scale[:, 0] - truth
+    assert abs(wrong - wrong[clean].mean())[[s for s, _ in dirty]].max() < 0.02
+
+
+def test_pedestals_of_exposures():
+    slits = _slits(40, 3, 40)
+    pedestal = np.array([0.03, -0.01, -0.02])
+    _, phase = bin_phase(np.ones(16 * BINS, dtype=bool))
+    shape = 1 + 2 * phase**2 + phase
+    excess = pedestal[slits.exposure.values.astype(int), None, None] * shape
+    excess = np.broadcast_to(excess, (120, N_SHUTTERS, BINS)).copy()
+    found = solve_scales(_sums(slits, excess, 300.0, 5), slits, phase, shape, Scales(order=1))
+    assert np.allclose(found.pedestal[[0, 40, 80]], pedestal, atol=0.003)
+
+
+def test_slits_without_sky_follow_their_neighbours():
+    """A gradient over the MSA is carried to slits that have no shutter known to be empty."""
+    slits = _slits(60, 1, 60)
+    slits = slits.assign_coords(quadrant=("slit", np.ones(60, dtype=int)))
+    gradient = 0.1 * (slits.shutter_row.values - 183) / 182
+    gradient -= gradient.mean()
+    excess = np.broadcast_to(gradient[:, None, None], (60, N_SHUTTERS, BINS)).copy()
+    blind = np.arange(5, 60, 6)
+    sums = _sums(slits, excess, 300.0, 6)
+    sums.weight[blind], sums.excess[blind] = 0.0, 0.0
+    _, phase = bin_phase(np.ones(16 * BINS, dtype=bool))
+    found = solve_scales(sums, slits, phase, np.zeros(BINS), Scales(order=0))
+    wrong = found.scale[:, 0] - gradient
+    assert wrong[blind].std() < 0.5 * gradient[blind].std()
+    # What is predicted is less certain than what is seen.
+    seen = np.setdiff1d(np.arange(60), blind)
+    assert found.covariance[blind, 0, 0].min() > 4 * found.covariance[seen, 0, 0].max()
+
+
+@pytest.mark.parametrize("options", [{"order": -1}, {"order": 9}, {"prior": 0.0}, {"veto": np.nan}])
+def test_scales_that_make_no_sense(options):
+    with pytest.raises(mx.MbkgError):
+        mx.Scales(**options)
+
+
+def test_no_terms_change_nothing():
+    terms = Terms.none(3, 40)
+    assert (terms.factor() == 1).all()
+    assert not terms.offset().any()
+    assert not terms.stray().any()
+
+
+@pytest.fixture(scope="module")
+def realistic() -> xr.Dataset:
+    ds = mx.simulate_program(exposures=3, slits=20, background_slits=8, seed=3)
+    return mx.select_background(ds.compute())
+
+
+def test_background_of_realistic_slits_against_truth(realistic):
+    """3 % throughput scatter, 2 % colour, leaking sources, contaminants, bars wrong by half."""
+    master = mx.fit_master(realistic)
+    result = mx.residuals(mx.subtract(realistic, master))
+    band = (realistic.wavelength.values > 0.7) & (realistic.wavelength.values < 5.2)
+    off = result.background.values / realistic.true_background.values - 1
+    pull = (result.background - realistic.true_background) / result.background_error
+    science = ~realistic.is_background.values[:, None, None]
+    centres = sky_centres(result).values & band
+    for which in (centres & science, centres & ~science):
+        assert abs(off[which].mean()) < 0.005
+        assert off[which].std() < 0.02
+        assert 0.8 < pull.values[which].std() < 1.25
+    rows = band & np.isfinite(off) & (np.abs(realistic.yrel.values) < 1.5) & science
+    assert off[rows].std() < 0.04
+    assert abs(master.attrs["leak"][0] - 0.012) < 0.01
+
+    plain = mx.fit_master(realistic, scales=None, profile=False)
+    assert "scale" not in plain
+    before = mx.subtract(realistic, plain).background.values / realistic.true_background.values - 1
+    assert off[centres].std() < 0.5 * before[centres].std()
+    assert off[rows].std() < 0.25 * before[rows].std()
+
+
+def test_alike_slits_stay_alike():
+    """Without differences none are found, beyond their errors."""
+    ds = mx.simulate_program(exposures=3, slits=12, background_slits=12, seed=2, **CLEAN).compute()
+    master = mx.fit_master(mx.select_background(ds))
+    found, errors = master.scale.values, master.scale_covariance.values
+    z = found / np.sqrt(np.einsum("skk->sk", errors))
+    assert np.abs(found[:, 0]).max() < 0.02
+    assert z.std() < 1.2
+    at = np.abs(master.yrel_node.values) < 1.3
+    assert np.abs(master.profile.values[:, at] - 1).max() < 0.05
+
+
+def test_strangers_get_the_mean_and_its_spread(realistic):
+    master = mx.fit_master(realistic, max_passes=8)
+    stranger = realistic.isel(slit=[0]).assign_coords(slitlet=("slit", [777]))
+    known = mx.project_master(realistic.isel(slit=[0]), master)
+    found = mx.project_master(stranger, master)
+    assert np.nanmedian(found.background_error) > 2 * np.nanmedian(known.background_error)
+    assert np.isfinite(found.background).any()
