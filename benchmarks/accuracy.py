@@ -16,7 +16,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,9 +29,10 @@ from scipy.linalg import eigh
 import mbkg_xr as mx
 from mbkg_xr.models import Problem
 from mbkg_xr.models.basis import dense
-from mbkg_xr.models.bspline import _bspline_basis, _SplineSystem
+from mbkg_xr.models.bspline import spline_basis
+from mbkg_xr.models.penalised import PenalisedSystem
 from mbkg_xr.quality import DEFAULT_EXCLUDE, flag_mask
-from mbkg_xr.simulate.sky import sky_mean
+from mbkg_xr.simulate.sky import Sky, as_sky, sky_mean
 from mbkg_xr.spans import SpanGrid, span_grid
 
 RANGES = [(0.7, 1.45), (1.45, 2.2), (2.2, 2.95), (2.95, 3.7), (3.7, 4.45), (4.45, 5.2)]
@@ -198,18 +199,23 @@ def oracle_risk(
     problem: Problem,
     sky: np.ndarray,
     weight: np.ndarray,
+    *,
+    adapted: bool,
     spacings: tuple[int, ...] = mx.BSpline().spacings,
     penalties: np.ndarray = 10.0 ** np.arange(-5, 4, 0.25),
 ) -> float:
     """Least mean squared departure from `sky` (span means), over noise, of any of these splines."""
     best = np.inf
     for spacing in spacings:
-        knots, basis = _bspline_basis(problem.grid, *problem.domain, spacing)
-        system = _SplineSystem.build(problem, basis, knots)
+        knots, basis = spline_basis(problem.grid, *problem.domain, spacing)
+        system = PenalisedSystem.build(problem, basis, knots, spacing=spacing, order=2)
+        # An analyst who knows the sky knows how rough it is where: the profile of the noise-free
+        # data, whose variance is known too.
+        profile = system.adapted_penalty(dispersion=1.0) if adapted else 1.0
         fisher, right = dense(system.bands[0]), system.rhs[0]
         fisher[np.diag_indices_from(fisher)] += 1e-9 * np.median(fisher.diagonal())
         # One decomposition for all penalties: both matrices become diagonal (Demmler & Reinsch).
-        penalised, vectors = eigh(dense(system.penalty_bands), fisher)
+        penalised, vectors = eigh(dense(system.penalty_bands(profile)), fisher)
         use = np.flatnonzero(weight[system.averaged.spans] > 0)
         values = np.einsum("m,smw->sw", 0.5 ** np.arange(4), system.averaged.coef[use])
         index = system.averaged.first[use, None] + np.arange(values.shape[1])
@@ -228,15 +234,16 @@ def efficiency(size: str, seeds: int) -> dict[str, float]:
     """rms error of the master over the least that is possible, all slits being sky: what sources
     spill into "empty" shutters is another matter, and measured with science slits.
 
-    The bound: the smallest rms departure from the truth, averaged over noise, that any penalised
-    cubic spline with knots uniform in detector pixels reaches which is given the true variance of
-    each pixel, no outlier, and the spacing and penalty that are best *for this very truth*; once
-    from all usable pixels (every unflagged row of sky slits and of empty shutters, bars included),
-    once from those selected. Its square is the trace of the covariance (A^-1 G A^-1, G the Fisher
-    information of the pixels, A = G + penalty) and of the squared smoothing bias, so that it is the
-    Cramer-Rao bound plus what smoothing costs, at their best balance. ``unbiased`` is the plain
-    Cramer-Rao bound, of splines with knots every two pixels (the line spread's width) without
-    penalty: smoothing may beat it where the sky is smoother than that.
+    The bound: the smallest rms departure from the truth, averaged over noise, that a penalised
+    cubic spline of the toolkit's family reaches which is given the true variance of each pixel, no
+    outlier, the penalty's profile over wavelength that the noise-free truth asks for, and the
+    spacing and strength that are best *for this very truth*; once from all usable pixels (every
+    unflagged row of sky slits, bars included), once from those selected. Its square is the trace of
+    the covariance (A^-1 G A^-1, G the Fisher information of the pixels, A = G + penalty) and of
+    the squared smoothing bias: the Cramer-Rao bound plus what smoothing costs, at their best
+    balance. ``uniform`` is the same with one penalty for all wavelengths (all pixels), and
+    ``unbiased`` the plain Cramer-Rao bound of splines with knots every two pixels (the width of the
+    line spread) without penalty: smoothing beats it where the sky is smoother than that.
     """
     exposures, slits = SIZES[size]
     sums: dict[str, list[float]] = {}
@@ -252,9 +259,12 @@ def efficiency(size: str, seeds: int) -> dict[str, float]:
         values = {
             "rms": np.mean(found.departure**2),
             "pull": np.var(found.pull),
-            "all": oracle_risk(every, sky, weight),
-            "selected": oracle_risk(picked, sky, weight),
-            "unbiased": oracle_risk(every, sky, weight, spacings=(2,), penalties=(1e-9,)),
+            "all": oracle_risk(every, sky, weight, adapted=True, spacings=(1, 2)),
+            "selected": oracle_risk(picked, sky, weight, adapted=True, spacings=(1, 2)),
+            "uniform": oracle_risk(every, sky, weight, adapted=False),
+            "unbiased": oracle_risk(
+                every, sky, weight, adapted=False, spacings=(2,), penalties=np.array([1e-9])
+            ),
         }
         for name, value in values.items():
             sums.setdefault(name, []).append(float(value))
@@ -300,6 +310,10 @@ def _efficiency_rows(size: str, large: bool) -> None:
     @figure(f"rms over bound of the selected pixels, {size}", large=large)
     def over_selected(options):
         return of(options)["rms"] / of(options)["selected"]
+
+    @figure(f"rms over bound with one penalty for all wavelengths, {size}", large=large)
+    def over_uniform(options):
+        return of(options)["rms"] / of(options)["uniform"]
 
     @figure(f"rms over unbiased Cramer-Rao bound, {size}", large=large)
     def over_unbiased(options):
@@ -438,42 +452,95 @@ def pah_rms(options):
 # Few sky slits
 
 
-@lru_cache(maxsize=4)
-def few_slits(seeds: int) -> dict[str, float]:
-    """rms with two sky slits in three nods, fitted by a spline and with a template.
-
-    The template is the master of another field's programme: zodiacal and thermal light, lines and
-    structure are that field's own, and so is its noise.
+def other_epoch() -> Sky:
+    """The default sky of another epoch: more zodiacal light and redder, less and cooler thermal
+    light, weaker helium; the Sun's absorption is the same.
     """
-    if not hasattr(mx, "Template"):
-        raise NotAvailableError("templates are not there yet")
-    squares: dict[str, list[float]] = {"spline": [], "template": []}
+    sky = as_sky("ceers")
+    assert isinstance(sky, Sky)
+    return replace(
+        sky,
+        scattered=1.3 * sky.scattered,
+        scattered_slope=sky.scattered_slope - 0.04,
+        thermal=0.75 * sky.thermal,
+        thermal_temperature=sky.thermal_temperature - 12,
+        helium=0.6 * sky.helium,
+    )
+
+
+@lru_cache(maxsize=4)
+def few_slits(seeds: int, signal_to_noise: float | None) -> dict[str, float]:
+    """rms with two sky slits in three nods, by splines and with templates.
+
+    ``template``: the master of a former visit of 60 sky slits in three nods, at another epoch.
+    ``field``: the master of such a visit to another field, whose small structure, measured in other
+    real data, is its own. ``uniform``: the spline with one penalty for all wavelengths.
+    """
+    squares: dict[str, list[float]] = {}
     for seed in range(seeds):
-        there = programme(
-            exposures=3, slits=20, background_slits=6, sky="uncover", seed=1000 + seed, **CLEAN
+        there = {"exposures": 3, "slits": 60, "background_slits": 60, "seed": 1000 + seed, **CLEAN}
+        former, field = (
+            mx.Template(mx.fit_master(programme(sky=sky, **there)))
+            for sky in (other_epoch(), "uncover")
         )
-        template = mx.Template(mx.fit_master(there))
-        ds = programme(exposures=3, slits=2, background_slits=2, sky="ceers", seed=seed, **CLEAN)
-        for name, model in (("spline", mx.BSpline()), ("template", template)):
-            found = against_truth(mx.fit_master(ds, model=model), "ceers")
-            squares[name].append(float(np.nanmean(found.departure**2)))
+        ds = programme(
+            exposures=3,
+            slits=2,
+            background_slits=2,
+            signal_to_noise=signal_to_noise,
+            seed=seed,
+            **CLEAN,
+        )
+        models = {
+            "spline": mx.BSpline(),
+            "uniform": mx.BSpline(adapted=False),
+            "template": former,
+            "field": field,
+            "both": replace(former, against=mx.BSpline()),
+        }
+        for name, model in models.items():
+            found = against_truth(mx.fit_master(ds, model=model))
+            squares.setdefault(name, []).append(float(np.nanmean(found.departure**2)))
+            if name == "template":
+                squares.setdefault("pull", []).append(float(np.nanvar(found.pull)))
     return {name: float(np.sqrt(np.mean(v))) for name, v in squares.items()}
 
 
-@figure("two sky slits: rms of the spline", unit="%")
-def few_spline(options):
-    return 100 * few_slits(options.seeds)["spline"]
+def _few_rows(label: str, signal_to_noise: float | None) -> None:
+    def of(options: argparse.Namespace) -> dict[str, float]:
+        return few_slits(options.seeds, signal_to_noise)
+
+    @figure(f"two sky slits{label}: rms of the spline", unit="%")
+    def spline(options):
+        return 100 * of(options)["spline"]
+
+    @figure(f"two sky slits{label}: rms with a template", unit="%")
+    def template(options):
+        return 100 * of(options)["template"]
+
+    @figure(f"two sky slits{label}: spline over template", low=2)
+    def gain(options):
+        return of(options)["spline"] / of(options)["template"]
+
+    @figure(f"   spline of one penalty over template{label}")
+    def gain_uniform(options):
+        return of(options)["uniform"] / of(options)["template"]
+
+    @figure(f"   spline over template of another field{label}")
+    def gain_field(options):
+        return of(options)["spline"] / of(options)["field"]
+
+    @figure(f"   spline over template, spline competing{label}")
+    def gain_both(options):
+        return of(options)["spline"] / of(options)["both"]
+
+    @figure(f"two sky slits{label}: pull with a template", low=0.9, high=1.1)
+    def pull_few(options):
+        return of(options)["pull"]
 
 
-@figure("two sky slits: rms with a template", unit="%")
-def few_template(options):
-    return 100 * few_slits(options.seeds)["template"]
-
-
-@figure("two sky slits: spline over template", low=2)
-def few_gain(options):
-    values = few_slits(options.seeds)
-    return values["spline"] / values["template"]
+_few_rows("", None)
+_few_rows(", S/N 3", 3)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ from scipy.interpolate import BSpline as ScipyBSpline
 
 import mbkg_xr as mx
 from mbkg_xr.models import Problem, pixel_mean
-from mbkg_xr.models.bspline import _bspline_basis, _SplineSystem
+from mbkg_xr.models.basis import dense
+from mbkg_xr.models.bspline import spline_basis
+from mbkg_xr.models.penalised import PenalisedSystem
 from mbkg_xr.spans import SpanGrid
 
 
@@ -53,9 +55,7 @@ def _direct(system, grid, x, y, w, penalty):
             (np.arange(x.size), basis.first[position] + a),
             np.einsum("pm,pm->p", powers, basis.coef[position, :, a]),
         )
-    from mbkg_xr.models.basis import dense
-
-    normal = design.T @ (w[:, None] * design) + penalty * dense(system.penalty_bands)
+    normal = design.T @ (w[:, None] * design) + dense(system.penalty_bands(penalty))
     return np.linalg.solve(normal, design.T @ (w * y)), design, normal
 
 
@@ -65,8 +65,8 @@ def test_moments_give_the_direct_solution(spacing, penalty):
     grid, x, y, w, group = _points()
     problem = _problem(grid, x, y, w, group)
     fitted = mx.BSpline(spacing=spacing, penalty=penalty).fit(problem)
-    knots, basis = _bspline_basis(grid, *problem.domain, spacing)
-    system = _SplineSystem.build(problem, basis, knots)
+    knots, basis = spline_basis(grid, *problem.domain, spacing)
+    system = PenalisedSystem.build(problem, basis, knots, spacing=spacing, order=2)
     expected, design, normal = _direct(system, grid, x, y, w, penalty)
     np.testing.assert_allclose(fitted.coefficient, expected, rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(fitted.covariance, np.linalg.inv(normal), rtol=1e-7, atol=1e-13)

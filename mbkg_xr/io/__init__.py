@@ -15,9 +15,10 @@ from ..errors import InputFileError
 from . import jwst, nips
 from .fits import Hdu, by_configuration, hdu_table, scan_files
 from .nips import NipsLayout
+from .spectrum import read_template
 from .store import is_store, open_store, save
 
-__all__ = ["NipsLayout", "open_program", "save"]
+__all__ = ["NipsLayout", "open_program", "read_template", "save"]
 
 
 def open_program(

@@ -135,6 +135,13 @@ class Problem:
         moments = np.where(inside[..., None], self.moments, 0.0)
         return Problem(self.grid, moments, np.where(inside, self.count, 0), self.scale)
 
+    def within(self, inside: NDArray[np.bool_]) -> Problem:
+        """The pixels in some spans only."""
+        if inside[self.count.any(axis=0)].all():
+            return self
+        moments = np.where(inside[:, None], self.moments, 0.0)
+        return Problem(self.grid, moments, np.where(inside, self.count, 0), self.scale)
+
     @property
     def groups(self) -> NDArray[np.int64]:
         """Groups that have pixels."""

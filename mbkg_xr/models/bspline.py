@@ -13,11 +13,12 @@ from ..spans import SpanGrid
 from .basis import NODES, TO_POWERS, Basis, Fitted, Problem, no_solution, too_few_pixels
 from .penalised import Candidate, PenalisedSystem, best_of, check_choice
 
-__all__ = ["BSpline", "spline_basis"]
+__all__ = ["FINE", "BSpline", "spline_basis"]
 
 Array = NDArray[np.float64]
 
-_FINE = 4  # knots further apart than this many detector pixels leave nothing to adapt
+#: Knots further apart than this many detector pixels leave nothing to adapt.
+FINE = 4
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ class BSpline:
                 "no candidate", expected="at least one spacing and one penalty", found="none"
             )
         check_choice(self._spacings, self._penalties + self._strengths, self.criterion)
-        if self.adapted and min(self._spacings) > _FINE:
+        if self.adapted and min(self._spacings) > FINE:
             raise ParameterError(
                 "knots too far apart for an adapted penalty",
-                expected=f"a spacing of at most {_FINE} detector pixels",
+                expected=f"a spacing of at most {FINE} detector pixels",
                 found=min(self._spacings),
             )
 
@@ -130,7 +131,7 @@ class BSpline:
             if basis.size > problem.n_pixels:
                 continue
             system = PenalisedSystem.build(problem, basis, knots, spacing=spacing, order=2)
-            strengths = self._strengths if spacing <= _FINE else ()
+            strengths = self._strengths if spacing <= FINE else ()
             out += system.candidates(f"{spacing} px", self._penalties, strengths)
         if not out:
             smallest = _smallest_basis(first, last, self._spacings)

@@ -33,6 +33,11 @@ _WINDOW = 8  # detector pixels over which an adapted penalty may change
 # An adapted penalty is drawn to the common one with the weight of so many differences: without
 # evidence that the sky is rougher there than elsewhere it stays.
 _PRIOR = 0.2
+# Local weights begin this much below the common one: a line that was smoothed away at first would
+# leave no trace to find it by.
+_ROUGH = 1e-4
+# Beyond these the penalty, or the data, lose their digits in the sum of both.
+_LEAST, _MOST = 1e-9, 1e7
 # A fixed number of steps, not a tolerance: the penalty is then a smooth function of the moments,
 # and the same to rounding for any order of the pixels.
 _COMMON_STEPS, _LOCAL_STEPS = 15, 25
@@ -129,41 +134,51 @@ class PenalisedSystem:
                 out += 2 * difference[a] * difference[b] * inverse[a - b, b : b + n]
         return out
 
-    def adapted_penalty(self) -> Array:
+    def adapted_penalty(self, dispersion: float | None = None) -> Array:
         """Weights ``(difference,)`` that follow the sky: low where it bends more than its errors.
 
         The weights are linear between nodes `_WINDOW` detector pixels apart, and maximise the
         restricted likelihood of the data, the penalty being the prior of the differences, by the
         update of Wood & Fasiolo (2017, Biometrics 73, 1071); before that one common weight is found
         in the same way, to which they are drawn (see `_PRIOR`). Where the sky has a line the
-        weights fall by orders of magnitude, over a few pixels.
+        weights fall by orders of magnitude, over a few pixels. `dispersion` is the variance of the
+        data in units of that which the weights state; None to take it from the fit itself.
         """
         n = self.information.size
-        common = self._likely(np.ones((1, n)), np.ones(1), 0.0, _COMMON_STEPS)
+        common = self._likely(np.ones((1, n)), np.ones(1), 1.0, 0.0, _COMMON_STEPS, dispersion)
         pieces = max(1, round(n * self.spacing / _WINDOW))
         nodes = np.linspace(0, n - 1, pieces + 1)
         hats = np.array([np.interp(np.arange(n), nodes, row) for row in np.eye(pieces + 1)])
-        start = np.full(pieces + 1, common[0])
-        return self._likely(hats, start, _PRIOR, _LOCAL_STEPS) @ hats
+        start = np.full(pieces + 1, _ROUGH * common[0])
+        return self._likely(hats, start, common[0], _PRIOR, _LOCAL_STEPS, dispersion) @ hats
 
-    def _likely(self, hats: Array, weight: Array, prior: float, steps: int) -> Array:
+    def _likely(
+        self,
+        hats: Array,
+        weight: Array,
+        usual: float,
+        prior: float,
+        steps: int,
+        dispersion: float | None,
+    ) -> Array:
         """Weights of maximal restricted likelihood, each a factor of one of the hats."""
         bands, right = self.total
-        start = weight.copy()
-        pixels = self.problem.n_pixels
+        pixels, squares = self.problem.n_pixels, self.squares.sum()
         difference = _DIFFERENCES[self.order][::-1]
         for _ in range(steps):
             d = weight @ hats
             factor = banded_factor(bands + self.penalty_bands(d))
             c, inverse = banded_solve(factor, right), inverse_bands(factor)
-            chi2 = self.squares.sum() + float(quadratic_forms(bands[None], right[None], c[None])[0])
-            # What errors do not account for counts as noise, not as sky.
-            dispersion = chi2 / max(pixels - trace_of_product(inverse, bands), 1.0)
+            excess = dispersion
+            if excess is None:
+                # What errors do not account for counts as noise, not as sky.
+                chi2 = squares + float(quadratic_forms(bands[None], right[None], c[None])[0])
+                excess = chi2 / max(pixels - trace_of_product(inverse, bands), 1.0)
             found = hats @ (1 / d - self.information * self._squared_differences(inverse))
             asked = np.convolve(c, difference, "valid") ** 2
-            asked = hats @ (self.information * asked) / max(dispersion, np.finfo(float).tiny)
-            grown = (weight * np.maximum(found, 0) + prior) / (asked + prior / start + 1e-300)
-            weight = np.clip(grown, 1e-9, 1e9)
+            asked = hats @ (self.information * asked) / max(excess, np.finfo(float).tiny)
+            grown = (weight * np.maximum(found, 0) + prior) / (asked + prior / usual + 1e-300)
+            weight = np.clip(grown, _LEAST, _MOST)
         return weight
 
     def solve(self, weight: float | Array) -> dict | None:
