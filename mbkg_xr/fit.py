@@ -186,8 +186,8 @@ def fit_master(
         fitted,
         grid,
         # A template may end before the data do.
-        constrained=problem.constrained & np.isfinite(fitted.polynomial[:, 0]),
-        heldout_constrained=problem.constrained_without & np.isfinite(fitted.polynomial[:, 0]),
+        constrained=problem.constrained & np.isfinite(fitted.expected[:, 0]),
+        heldout_constrained=problem.constrained_without & np.isfinite(fitted.expected[:, 0]),
         # The seed's errors come from its own residuals and need no scaling.
         scatter=1.0 if model.log_data else scatter,
         gain=state.gain,

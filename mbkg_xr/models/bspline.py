@@ -130,7 +130,7 @@ class BSpline:
             knots, basis = spline_basis(problem.grid, first, last, spacing)
             if basis.size > problem.n_pixels:
                 continue
-            system = PenalisedSystem.build(problem, basis, knots, spacing=spacing, order=2)
+            system = PenalisedSystem.build(problem, basis, knots, spacing=spacing)
             strengths = self._strengths if spacing <= FINE else ()
             out += system.candidates(f"{spacing} px", self._penalties, strengths)
         if not out:

@@ -1,7 +1,8 @@
 """Penalised least squares in a local basis: one system serves all penalties and questions.
 
-The penalty is ``sum_j d_j (difference of coefficients)_j^2``. Either all ``d_j`` are alike in units
-of what the data tell there (one number to choose), or they follow the sky: `adapted_penalty`.
+The penalty is ``sum_j d_j (second difference of the coefficients)_j^2``. Either all ``d_j`` are
+alike in units of what the data tell there (one number to choose), or they follow the sky:
+`adapted_penalty`.
 """
 
 from __future__ import annotations
@@ -28,11 +29,8 @@ __all__ = ["CRITERIA", "Candidate", "PenalisedSystem", "best_of", "check_choice"
 
 Array = NDArray[np.float64]
 
-_DIFFERENCES = {1: np.array([1.0, -1.0]), 2: np.array([1.0, -2.0, 1.0])}
+_DIFFERENCE = np.array([1.0, -2.0, 1.0])
 _WINDOW = 8  # detector pixels over which an adapted penalty may change
-# An adapted penalty is drawn to the common one with the weight of so many differences: without
-# evidence that the sky is rougher there than elsewhere it stays.
-_PRIOR = 0.2
 # Local weights begin this much below the common one: a line that was smoothed away at first would
 # leave no trace to find it by.
 _ROUGH = 1e-4
@@ -61,8 +59,9 @@ class PenalisedSystem:
         Wavelengths of its knots.
     spacing
         Their distance in detector pixels.
-    order
-        Of the differences that are penalised: 1 draws to a constant, 2 to a straight line.
+    prior
+        An adapted penalty is drawn to its median over the band with the weight of so many
+        differences: without evidence that the sky is rougher there than elsewhere it stays.
     bands, rhs
         Normal equations of each group; ``scored`` those of the pixels that held-out fits are
         scored on.
@@ -75,7 +74,7 @@ class PenalisedSystem:
     averaged: Basis
     knots: Array
     spacing: int
-    order: int
+    prior: float
     bands: Array
     rhs: Array
     scored: tuple[Array, Array]
@@ -83,7 +82,13 @@ class PenalisedSystem:
 
     @classmethod
     def build(
-        cls, problem: Problem, basis: Basis, knots: Array, *, spacing: int, order: int
+        cls,
+        problem: Problem,
+        basis: Basis,
+        knots: Array,
+        *,
+        spacing: int,
+        prior: float = 0.5,
     ) -> PenalisedSystem:
         averaged = Basis(
             basis.spans,
@@ -101,8 +106,8 @@ class PenalisedSystem:
         # whose noise would become part of the model.
         near = np.convolve(bands.sum(axis=0)[0], np.ones(5) / 5, "same")
         near = np.sqrt(np.maximum(near, 0.01 * np.median(near)))
-        information = near[:-order] * near[order:]
-        return cls(problem, basis, averaged, knots, spacing, order, bands, rhs, scored, information)
+        information = near[:-2] * near[2:]
+        return cls(problem, basis, averaged, knots, spacing, prior, bands, rhs, scored, information)
 
     @cached_property
     def total(self) -> tuple[Array, Array]:
@@ -118,20 +123,19 @@ class PenalisedSystem:
         """Bands of the penalty with one weight for all differences, or one for each."""
         d = self.information * weight
         out = np.zeros_like(self.total[0])
-        difference = _DIFFERENCES[self.order]
-        for a in range(self.order + 1):
+        for a in range(3):
             for b in range(a + 1):
-                out[a - b, b : b + d.size] += difference[a] * difference[b] * d
+                out[a - b, b : b + d.size] += _DIFFERENCE[a] * _DIFFERENCE[b] * d
         return out
 
     def _squared_differences(self, inverse: Array) -> Array:
         """Variance of each difference, from the bands of a covariance."""
-        difference, n = _DIFFERENCES[self.order], self.information.size
+        n = self.information.size
         out = np.zeros(n)
-        for a in range(self.order + 1):
-            out += difference[a] ** 2 * inverse[0, a : a + n]
+        for a in range(3):
+            out += _DIFFERENCE[a] ** 2 * inverse[0, a : a + n]
             for b in range(a):
-                out += 2 * difference[a] * difference[b] * inverse[a - b, b : b + n]
+                out += 2 * _DIFFERENCE[a] * _DIFFERENCE[b] * inverse[a - b, b : b + n]
         return out
 
     def adapted_penalty(self, dispersion: float | None = None) -> Array:
@@ -139,24 +143,22 @@ class PenalisedSystem:
 
         The weights are linear between nodes `_WINDOW` detector pixels apart, and maximise the
         restricted likelihood of the data, the penalty being the prior of the differences, by the
-        update of Wood & Fasiolo (2017, Biometrics 73, 1071); before that one common weight is found
-        in the same way, to which they are drawn (see `_PRIOR`). Where the sky has a line the
-        weights fall by orders of magnitude, over a few pixels. `dispersion` is the variance of the
-        data in units of that which the weights state; None to take it from the fit itself.
+        update of Wood & Fasiolo (2017, Biometrics 73, 1071), one common weight first. Where the sky
+        has a line they fall by orders of magnitude, over a few pixels. `dispersion` is the variance
+        of the data in units of that which the weights state; None to take it from the fit itself.
         """
         n = self.information.size
-        common = self._likely(np.ones((1, n)), np.ones(1), 1.0, 0.0, _COMMON_STEPS, dispersion)
+        common = self._likely(np.ones((1, n)), np.ones(1), 0.0, _COMMON_STEPS, dispersion)
         pieces = max(1, round(n * self.spacing / _WINDOW))
         nodes = np.linspace(0, n - 1, pieces + 1)
         hats = np.array([np.interp(np.arange(n), nodes, row) for row in np.eye(pieces + 1)])
         start = np.full(pieces + 1, _ROUGH * common[0])
-        return self._likely(hats, start, common[0], _PRIOR, _LOCAL_STEPS, dispersion) @ hats
+        return self._likely(hats, start, self.prior, _LOCAL_STEPS, dispersion) @ hats
 
     def _likely(
         self,
         hats: Array,
         weight: Array,
-        usual: float,
         prior: float,
         steps: int,
         dispersion: float | None,
@@ -164,7 +166,6 @@ class PenalisedSystem:
         """Weights of maximal restricted likelihood, each a factor of one of the hats."""
         bands, right = self.total
         pixels, squares = self.problem.n_pixels, self.squares.sum()
-        difference = _DIFFERENCES[self.order][::-1]
         for _ in range(steps):
             d = weight @ hats
             factor = banded_factor(bands + self.penalty_bands(d))
@@ -175,8 +176,9 @@ class PenalisedSystem:
                 chi2 = squares + float(quadratic_forms(bands[None], right[None], c[None])[0])
                 excess = chi2 / max(pixels - trace_of_product(inverse, bands), 1.0)
             found = hats @ (1 / d - self.information * self._squared_differences(inverse))
-            asked = np.convolve(c, difference, "valid") ** 2
+            asked = np.convolve(c, _DIFFERENCE, "valid") ** 2
             asked = hats @ (self.information * asked) / max(excess, np.finfo(float).tiny)
+            usual = float(np.median(weight))
             grown = (weight * np.maximum(found, 0) + prior) / (asked + prior / usual + 1e-300)
             weight = np.clip(grown, _LEAST, _MOST)
         return weight

@@ -19,6 +19,8 @@ __all__ = ["Template"]
 
 Array = NDArray[np.float64]
 
+# Fewer than for a sky (see `PenalisedSystem`): where two skies differ, they differ in few lines.
+_PRIOR = 0.2
 # Cubic with given values and slopes at t = 0 and 1: rows are powers, columns v0, v1, d0, d1.
 _HERMITE = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [-3, 3, -2, -1], [2, -2, 1, 1.0]])
 
@@ -186,9 +188,9 @@ class Template:
             _add_error(fitted.sky_error, fitted.expected, doubt)
             for error, polynomial in zip(fitted.heldout_error, fitted.heldout, strict=True):
                 _add_error(error, polynomial, doubt)
-        # What the ratio would continue to beyond the template is not known.
-        for polynomial in (fitted.polynomial, fitted.expected, fitted.sky_error):
-            polynomial[~_reach(inside)] = np.nan
+        # Beyond the template nothing is known, but for the half pixels that reach there.
+        fitted.expected[~inside] = fitted.sky_error[~inside] = np.nan
+        fitted.polynomial[np.convolve(inside, np.ones(3), "same") == 0] = np.nan
         return fitted
 
     def candidates(self, problem: Problem, known: Array) -> list[Candidate]:
@@ -202,7 +204,7 @@ class Template:
             if ratio.size > problem.n_pixels:
                 continue
             basis = _product(known, ratio)
-            system = PenalisedSystem.build(problem, basis, knots, spacing=spacing, order=2)
+            system = PenalisedSystem.build(problem, basis, knots, spacing=spacing, prior=_PRIOR)
             strengths = self._strengths if spacing <= FINE else ()
             name = f"template, {spacing} px"
             tried = system.candidates(name, self._penalties, strengths)
@@ -259,11 +261,6 @@ def _told_apart(candidate: Candidate, *, templated: bool) -> Candidate:
     candidate.description |= mark
     candidate.row |= mark
     return candidate
-
-
-def _reach(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Spans of the template and one more at either end, for the half pixels that reach there."""
-    return np.convolve(inside, np.ones(3), "same") > 0
 
 
 def _at_edges(polynomial: Array, theirs: SpanGrid, grid: SpanGrid) -> tuple[Array, Array]:
