@@ -198,6 +198,20 @@ def test_choice_by_other_criteria_and_the_one_error_rule():
     assert row["dof"] == min(r["dof"] for r in near)
 
 
+@pytest.mark.parametrize("spans", [1, 2, 3, 5])
+def test_a_domain_of_few_spans(spans):
+    """As few functions as a spline can have, with and without a penalty that follows the sky."""
+    grid, x, y, w, group = _points()
+    keep = (x > grid.edges[20]) & (x < grid.edges[20 + spans])
+    problem = _problem(grid, x[keep], y[keep], w[keep], group[keep])
+    fitted = mx.BSpline().fit(problem)
+    n = np.searchsorted(grid.edges, x[keep], side="right") - 1
+    t = (x[keep] - grid.edges[n]) / grid.widths[n]
+    found = (fitted.expected[n] * t[:, None] ** np.arange(4)).sum(axis=1)
+    assert 0.6 < (w[keep] * (y[keep] - found) ** 2).mean() < 1.4
+    assert fitted.sky_error[n].min() > 0
+
+
 def test_one_error_rule_by_hand():
     table = [
         {"heldout": 1.0, "dof": 30.0, "by_group": np.array([1.0, 0.8, 1.2])},
