@@ -12,9 +12,9 @@ Examples
 
 from .errors import MbkgError
 from .fit import fit_master
-from .io import NipsLayout, open_program, save
+from .io import NipsLayout, open_program, read_template, save
 from .master import evaluate, sample_master
-from .models import BSpline, LogPolynomial
+from .models import BSpline, LogPolynomial, Template
 from .project import master_image, project_master
 from .rebin import pixel_areas, pixel_corners, rebin2d
 from .residuals import compare, residuals, sky_centres
@@ -35,6 +35,7 @@ __all__ = [
     "NipsLayout",
     "Scales",
     "SpanGrid",
+    "Template",
     "compare",
     "evaluate",
     "fit_master",
@@ -44,6 +45,7 @@ __all__ = [
     "pixel_areas",
     "pixel_corners",
     "project_master",
+    "read_template",
     "rebin2d",
     "residuals",
     "sample_master",

@@ -16,7 +16,7 @@ from .errors import DatasetError, ParameterError
 from .fit import fit_master
 from .io import open_program
 from .io.store import create_store, finish, open_store, write_group
-from .models import BSpline, LogPolynomial
+from .models import BSpline, LogPolynomial, Template
 from .report import write_report
 from .residuals import compare, residuals
 from .schema import SHUTTER_CENTRES, already_subtracted, refuse_subtracted
@@ -97,7 +97,7 @@ def run_tree(
     tree: xr.DataTree | Mapping[str, xr.Dataset],
     out: str | os.PathLike,
     *,
-    model: str | BSpline | LogPolynomial = "bspline",
+    model: str | BSpline | LogPolynomial | Template = "bspline",
     yrel: Windows = SHUTTER_CENTRES,
     exclude: Sequence[str] | None = None,
     median_window: int | None = 15,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .differences import Differences, find_differences
 from .errors import DatasetError, FitError, ParameterError, SelectionError
 from .master import build_master
-from .models import BSpline, Fitted, LogPolynomial, Problem
+from .models import BSpline, Fitted, LogPolynomial, Problem, Template
 from .moments import PassState, PassSums, accumulate, median_start
 from .robust import BIN_PIXELS, next_state, scatter_of
 from .scales import Scales
@@ -46,7 +46,7 @@ _CONVERGED = 0.02  # change of the master between passes, in units of its standa
 def fit_master(
     ds: xr.Dataset,
     *,
-    model: BSpline | LogPolynomial | None = None,
+    model: BSpline | LogPolynomial | Template | None = None,
     by: str | None = None,
     scales: Scales | None = DEFAULT_SCALES,
     profile: bool = True,
@@ -69,7 +69,7 @@ def fit_master(
     ds
         A slit dataset with ``selected`` (see `select_background`).
     model
-        `BSpline` (default) or `LogPolynomial`.
+        `BSpline` (default), `LogPolynomial` or `Template`.
     by
         None: one master for all slits, the only choice so far. For one master a visit, fit each
         visit's slits apart.
@@ -131,9 +131,11 @@ def fit_master(
             found=f"by={by!r}",
             remedy=f"select the slits of each {by} and fit them apart",
         )
-    if not isinstance(model, BSpline | LogPolynomial):
+    if not isinstance(model, BSpline | LogPolynomial | Template):
         raise ParameterError(
-            "not a model", expected="BSpline(...) or LogPolynomial(...)", found=repr(model)
+            "not a model",
+            expected="BSpline(...), LogPolynomial(...) or Template(...)",
+            found=repr(model),
         )
     _check_parameters(ds, clip, max_passes, bad_slits)
     grid = span_grid(ds) if grid is None else grid
@@ -161,7 +163,7 @@ def fit_master(
     history: list[dict] = []
     fitted: Fitted | None = None
     table: list[dict] = []
-    current = model.provisional()
+    current: BSpline | LogPolynomial | Template = model.provisional()
     for number in range(1, max_passes + 1):
         say(f"pass {number}")
         sums = accumulate(ds, grid, state, groups, len(group_names), differ.terms)
@@ -203,8 +205,9 @@ def fit_master(
     return build_master(
         fitted,
         grid,
-        constrained=problem.constrained,
-        heldout_constrained=problem.constrained_without,
+        # A template may end before the data do.
+        constrained=problem.constrained & np.isfinite(fitted.expected[:, 0]),
+        heldout_constrained=problem.constrained_without & np.isfinite(fitted.expected[:, 0]),
         # The seed's errors come from its own residuals and need no scaling.
         scatter=1.0 if model.log_data else scatter,
         gain=state.gain,

@@ -6,7 +6,16 @@ from scipy.interpolate import BSpline as ScipyBSpline
 
 import mbkg_xr as mx
 from mbkg_xr.models import Problem, pixel_mean
-from mbkg_xr.models.bspline import _bspline_basis, _SplineSystem
+from mbkg_xr.models.banded import (
+    banded_factor,
+    banded_solve,
+    inverse_bands,
+    trace_of_product,
+    without_each,
+)
+from mbkg_xr.models.basis import ERROR_NODES, bands_of, choose, dense
+from mbkg_xr.models.bspline import spline_basis
+from mbkg_xr.models.penalised import PenalisedSystem
 from mbkg_xr.spans import SpanGrid
 
 
@@ -53,10 +62,35 @@ def _direct(system, grid, x, y, w, penalty):
             (np.arange(x.size), basis.first[position] + a),
             np.einsum("pm,pm->p", powers, basis.coef[position, :, a]),
         )
-    from mbkg_xr.models.basis import dense
-
-    normal = design.T @ (w[:, None] * design) + penalty * dense(system.penalty_bands)
+    normal = design.T @ (w[:, None] * design) + dense(system.penalty_bands(penalty))
     return np.linalg.solve(normal, design.T @ (w * y)), design, normal
+
+
+def test_banded_algebra_is_that_of_dense_matrices():
+    rng = np.random.default_rng(0)
+    k, width = 30, 4
+    groups = np.zeros((3, width, k))
+    for g in range(3):
+        a = np.tril(np.triu(rng.normal(size=(k, k)), -1), 2)  # a a^T has four lower bands
+        groups[g] = bands_of(a @ a.T)[:width]
+        groups[g, 0] += 0.1
+    rhs = rng.normal(size=(3, k))
+    total, right = groups.sum(axis=0), rhs.sum(axis=0)
+    inverse = np.linalg.inv(dense(total))
+    factor = banded_factor(total)
+    np.testing.assert_allclose(banded_solve(factor, right), inverse @ right, rtol=1e-8)
+    for d in range(width):
+        mine, true = inverse_bands(factor)[d, : k - d], np.diagonal(inverse, -d)
+        np.testing.assert_allclose(mine, true, atol=1e-11)
+    other = np.trace(inverse @ dense(groups[0]))
+    assert abs(trace_of_product(inverse_bands(factor), groups[0]) - other) < 1e-10
+    found, inverses = without_each(total, right, groups, rhs, inverse=True)
+    for g in range(3):
+        part = dense(total - groups[g])
+        np.testing.assert_allclose(found[g], np.linalg.solve(part, right - rhs[g]), rtol=1e-7)
+        np.testing.assert_allclose(inverses[g, 0], np.diagonal(np.linalg.inv(part)), rtol=1e-8)
+    with pytest.raises(np.linalg.LinAlgError):
+        banded_factor(-total)
 
 
 @pytest.mark.parametrize("spacing", [2, 4, 9])
@@ -65,8 +99,8 @@ def test_moments_give_the_direct_solution(spacing, penalty):
     grid, x, y, w, group = _points()
     problem = _problem(grid, x, y, w, group)
     fitted = mx.BSpline(spacing=spacing, penalty=penalty).fit(problem)
-    knots, basis = _bspline_basis(grid, *problem.domain, spacing)
-    system = _SplineSystem.build(problem, basis, knots)
+    knots, basis = spline_basis(grid, *problem.domain, spacing)
+    system = PenalisedSystem.build(problem, basis, knots, spacing=spacing)
     expected, design, normal = _direct(system, grid, x, y, w, penalty)
     np.testing.assert_allclose(fitted.coefficient, expected, rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(fitted.covariance, np.linalg.inv(normal), rtol=1e-7, atol=1e-13)
@@ -83,6 +117,109 @@ def test_moments_give_the_direct_solution(spacing, penalty):
         at = design[~other] @ part
         score += (w[~other] * (y[~other] - at) ** 2).sum()
     assert abs(row["heldout"] / (score / x.size) - 1) < 1e-9
+
+
+def _with_line(noise, seed=3):
+    """A smooth sky with one line, three spans wide."""
+    grid, x, y, w, group = _points(seed=seed, noise=noise)
+    line = 0.15 * np.exp(-0.5 * ((x - grid.centres[50]) / (1.2 * grid.widths[50])) ** 2)
+    return grid, x, y + line, w, group
+
+
+def test_adapted_penalty_gives_the_direct_solution():
+    """Weights that change along the spline: fit, errors, scores and held-out fits."""
+    grid, x, y, w, group = _with_line(0.02)
+    problem = _problem(grid, x, y, w, group)
+    fitted = mx.BSpline(spacing=1, adapted=True, penalty=2.0).fit(problem)
+    basis = spline_basis(grid, *problem.domain, 1)[1]
+    system = PenalisedSystem.build(problem, basis, fitted.knots, spacing=1)
+    weight = 2.0 * system.adapted_penalty()
+    expected, design, normal = _direct(system, grid, x, y, w, weight)
+    np.testing.assert_allclose(fitted.coefficient, expected, rtol=1e-7, atol=1e-9)
+    row, score = fitted.table[0], 0.0
+    for g in range(group.max() + 1):
+        other = group != g
+        part, _, _ = _direct(system, grid, x[other], y[other], w[other], weight)
+        score += (w[~other] * (y[~other] - design[~other] @ part) ** 2).sum()
+    assert abs(row["heldout"] / (score / x.size) - 1) < 1e-8
+    # The error at a node, from the dense covariance.
+    covariance = np.linalg.inv(normal)
+    span, node = 40, 2
+    i = int(np.flatnonzero(system.averaged.spans == span)[0])
+    at = np.zeros(system.averaged.size)
+    begin = system.averaged.first[i]
+    at[begin : begin + 4] = ERROR_NODES[node] ** np.arange(4) @ system.averaged.coef[i]
+    assert abs(fitted.sky_error[span, node] / np.sqrt(at @ covariance @ at) - 1) < 1e-7
+
+
+def test_adapted_penalty_falls_at_a_line_only():
+    grid, x, y, w, group = _with_line(0.02)
+    problem = _problem(grid, x, y, w, group)
+    knots, basis = spline_basis(grid, *problem.domain, 1)
+    weight = PenalisedSystem.build(problem, basis, knots, spacing=1).adapted_penalty()
+    at = 50 - problem.domain[0]
+    assert weight[at - 1 : at + 2].max() < 0.03 * np.median(weight)
+    away = np.abs(np.arange(weight.size) - at) > 16
+    assert weight[away].min() > 0.1 * np.median(weight)
+
+
+def test_lines_are_kept_and_the_rest_is_smoother():
+    """Beside the best single penalty, over several noises: nearer to the truth, line and all."""
+    rms, left = {True: [], False: []}, {True: [], False: []}
+    for seed in range(4):
+        grid, x, y, w, group = _with_line(0.05, seed=seed)
+        _, _, clean, _, _ = _with_line(1e-9, seed=seed)
+        problem, truth = _problem(grid, x, y, w, group), _problem(grid, x, clean, w, group)
+        exact = mx.BSpline(spacing=1, penalty=1e-6).fit(truth, heldout=False).expected
+        for adapted in (True, False):
+            found = mx.BSpline(adapted=adapted).fit(problem, heldout=False).expected
+            departure = (found - exact) @ 0.5 ** np.arange(4)
+            rms[adapted].append(np.mean(departure[3:-4] ** 2))
+            left[adapted].append(departure[49:52].mean())
+    assert np.mean(rms[True]) < 0.8 * np.mean(rms[False])
+    assert abs(np.mean(left[True])) < 0.05 * 0.15
+
+
+def test_choice_by_other_criteria_and_the_one_error_rule():
+    grid, x, y, w, group = _points(noise=0.3)
+    problem = _problem(grid, x, y, w, group)
+    for criterion in ("heldout", "gcv", "aicc", "bic"):
+        table = mx.BSpline(criterion=criterion).fit(problem, heldout=False).table
+        chosen = next(row for row in table if row["chosen"])
+        assert chosen["criterion"] == criterion
+        assert chosen[criterion] == min(row[criterion] for row in table)
+    best = mx.BSpline().fit(problem, heldout=False)
+    smooth = mx.BSpline(one_error=True).fit(problem, heldout=False)
+    row = next(r for r in smooth.table if r["chosen"])
+    lowest = min(r["heldout"] for r in smooth.table)
+    near = [r for r in smooth.table if r["heldout"] - lowest <= r["heldout_se"]]
+    assert smooth.dof <= best.dof
+    assert row in near
+    assert row["dof"] == min(r["dof"] for r in near)
+
+
+@pytest.mark.parametrize("spans", [1, 2, 3, 5])
+def test_a_domain_of_few_spans(spans):
+    """As few functions as a spline can have, with and without a penalty that follows the sky."""
+    grid, x, y, w, group = _points()
+    keep = (x > grid.edges[20]) & (x < grid.edges[20 + spans])
+    problem = _problem(grid, x[keep], y[keep], w[keep], group[keep])
+    fitted = mx.BSpline().fit(problem)
+    n = np.searchsorted(grid.edges, x[keep], side="right") - 1
+    t = (x[keep] - grid.edges[n]) / grid.widths[n]
+    found = (fitted.expected[n] * t[:, None] ** np.arange(4)).sum(axis=1)
+    assert 0.6 < (w[keep] * (y[keep] - found) ** 2).mean() < 1.4
+    assert fitted.sky_error[n].min() > 0
+
+
+def test_one_error_rule_by_hand():
+    table = [
+        {"heldout": 1.0, "dof": 30.0, "by_group": np.array([1.0, 0.8, 1.2])},
+        {"heldout": 1.1, "dof": 10.0, "by_group": np.array([1.35, 0.8, 1.15])},
+        {"heldout": 1.5, "dof": 5.0, "by_group": np.array([1.5, 1.3, 1.7])},
+    ]
+    assert choose([dict(r) for r in table]) == 0
+    assert choose([dict(r) for r in table], one_error=True) == 1
 
 
 def test_the_spline_is_scipys():
@@ -175,6 +312,9 @@ def test_one_group_falls_back_to_gcv():
         lambda: mx.BSpline(spacing=0),
         lambda: mx.BSpline(spacing=2.5),
         lambda: mx.BSpline(penalty=0),
+        lambda: mx.BSpline(spacing=8, adapted=True),
+        lambda: mx.BSpline(criterion="luck"),
+        lambda: mx.BSpline(strengths=(0.0,)),
         lambda: mx.LogPolynomial(degree=-1),
         lambda: mx.LogPolynomial(method="magic"),
     ],

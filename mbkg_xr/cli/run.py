@@ -7,10 +7,12 @@ from typing import Any
 import click
 from rich.console import Console
 
-from ..chain import run
+from ..chain import MODELS, run
+from ..io import read_template
+from ..models import Template
 from ..progress import show_progress
 from ..schema import SHUTTER_CENTRES
-from .options import json_option, model_option, nips_layout_option, overwrite_option
+from .options import json_option, nips_layout_option, overwrite_option
 from .tables import print_results
 
 __all__ = ["run_command"]
@@ -31,7 +33,19 @@ class _Window(click.ParamType):
 @click.argument("inputs", nargs=-1, required=True, type=click.Path())
 @click.option("--out", required=True, type=click.Path(), help="The Zarr store to write.")
 @click.option("--report", type=click.Path(), help="Directory for figures and a page.")
-@model_option
+@click.option(
+    "--model",
+    type=click.Choice([*MODELS, "template"]),
+    default="bspline",
+    show_default=True,
+    help="Penalised spline, log-link polynomial, the first recipe (biased, for comparison), or "
+    "--template times a smooth ratio.",
+)
+@click.option(
+    "--template",
+    type=click.Path(),
+    help="A former result or master, or a table of wavelength (um) and flux, for --model template.",
+)
 @click.option(
     "--yrel", multiple=True, type=_Window(), help="Window of sky pixels; repeat for more than one."
 )
@@ -58,6 +72,7 @@ def run_command(
     out: str,
     report: str | None,
     model: str,
+    template: str | None,
     yrel: tuple[tuple[float, float], ...],
     exclude: str | None,
     median_window: int,
@@ -70,11 +85,13 @@ def run_command(
     **opening: Any,
 ) -> None:
     """Run the whole chain on INPUTS: STScI or NIPS slit products, or a Zarr store."""
+    if (model == "template") != (template is not None):
+        raise click.UsageError("--model template and --template FILE go together")
     with show_progress(Console(stderr=True)) as say:
         results = run(
             inputs,
             out,
-            model=model,
+            model=model if template is None else Template(read_template(template)),
             yrel=yrel or SHUTTER_CENTRES,
             exclude=None if exclude is None else [f for f in exclude.split(",") if f.strip()],
             median_window=median_window or None,

@@ -19,9 +19,10 @@ from .fits import Hdu, by_configuration, hdu_table, scan_files
 from .index import Index, Seen, open_index
 from .lazy import SLITS_A_CHUNK, Chunks, chunked_as
 from .nips import NipsLayout
+from .spectrum import read_template
 from .store import is_store, open_store, save
 
-__all__ = ["NipsLayout", "open_program", "save"]
+__all__ = ["NipsLayout", "open_program", "read_template", "save"]
 
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (jwst.SlitSource, nips.NipsSource)}
 

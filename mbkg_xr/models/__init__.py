@@ -3,6 +3,7 @@
 from .basis import ERROR_NODES, Fitted, Problem, pixel_mean
 from .bspline import BSpline
 from .logpoly import LogPolynomial
+from .template import Template
 
 __all__ = [
     "ERROR_NODES",
@@ -10,5 +11,6 @@ __all__ = [
     "Fitted",
     "LogPolynomial",
     "Problem",
+    "Template",
     "pixel_mean",
 ]

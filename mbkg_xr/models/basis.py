@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from scipy.linalg import cho_solve_banded, cholesky_banded
 
 from ..errors import FitError
 from ..spans import SpanGrid
+from .banded import accumulate_normal
 
 __all__ = [
     "ERROR_NODES",
@@ -26,6 +26,7 @@ __all__ = [
     "Basis",
     "Fitted",
     "Problem",
+    "bands_of",
     "chi2_by_group",
     "choose",
     "covered",
@@ -134,6 +135,13 @@ class Problem:
         moments = np.where(inside[..., None], self.moments, 0.0)
         return Problem(self.grid, moments, np.where(inside, self.count, 0), self.scale)
 
+    def within(self, inside: NDArray[np.bool_]) -> Problem:
+        """The pixels in some spans only."""
+        if inside[self.count.any(axis=0)].all():
+            return self
+        moments = np.where(inside[:, None], self.moments, 0.0)
+        return Problem(self.grid, moments, np.where(inside, self.count, 0), self.scale)
+
     @property
     def groups(self) -> NDArray[np.int64]:
         """Groups that have pixels."""
@@ -212,13 +220,14 @@ class Basis:
         return out
 
     def standard_error(self, covariance: Array, n_spans: int) -> Array:
-        """Standard error at `ERROR_NODES` of each span."""
+        """Standard error at `ERROR_NODES` of each span, from the bands of a covariance."""
         powers = np.vander(ERROR_NODES, 4, increasing=True)
         values = np.einsum("em,smw->sew", powers, self.coef)
-        index = self.first[:, None] + np.arange(self.coef.shape[2])
-        local = covariance[index[:, :, None], index[:, None, :]]
+        width = self.coef.shape[2]
+        a, b = np.indices((width, width))
+        local = covariance[np.abs(a - b), self.first[:, None, None] + np.minimum(a, b)]
         out = np.full((n_spans, ERROR_NODES.size), np.nan)
-        variance = np.einsum("sew,swv,sev->se", values, local, values)
+        variance = (np.matmul(values, local) * values).sum(axis=2)
         out[self.spans] = np.sqrt(np.maximum(variance, 0))
         return out
 
@@ -233,21 +242,18 @@ def normal_equations(basis: Basis, problem: Problem, offset: Array) -> tuple[Arr
 
     `offset` holds span polynomials to take off the data first.
     """
-    width, k = basis.coef.shape[2], basis.size
-    gram = problem.gram[:, basis.spans]
-    data = problem.moments[:, basis.spans, 7:11] - np.einsum(
-        "gsml,sl->gsm", gram, offset[basis.spans]
-    )
-    local = np.einsum("smw,gsml,slv->gswv", basis.coef, gram, basis.coef, optimize=True)
-    right = np.einsum("smw,gsm->gsw", basis.coef, data)
     groups = problem.moments.shape[0]
-    bands = np.zeros((groups, width, k))
-    rhs = np.zeros((groups, k))
-    everything: Any = slice(None)
-    for a in range(width):
-        np.add.at(rhs, (everything, basis.first + a), right[:, :, a])
-        for b in range(a + 1):
-            np.add.at(bands[:, a - b], (everything, basis.first + b), local[:, :, a, b])
+    bands = np.zeros((groups, basis.coef.shape[2], basis.size))
+    rhs = np.zeros((groups, basis.size))
+    accumulate_normal(
+        np.ascontiguousarray(problem.moments, dtype=np.float64),
+        basis.spans,
+        basis.first,
+        np.ascontiguousarray(basis.coef),
+        np.ascontiguousarray(offset),
+        bands,
+        rhs,
+    )
     return bands, rhs
 
 
@@ -262,6 +268,15 @@ def dense(bands: Array) -> Array:
         i = np.arange(k - d)
         out[i + d, i] = bands[d, : k - d]
         out[i, i + d] = bands[d, : k - d]
+    return out
+
+
+def bands_of(matrix: Array) -> Array:
+    """All lower bands of a dense symmetric matrix."""
+    k = matrix.shape[0]
+    out = np.zeros((k, k))
+    for d in range(k):
+        out[d, : k - d] = np.diagonal(matrix, -d)
     return out
 
 
@@ -297,25 +312,35 @@ def scores_of(problem: Problem, chi2: float, dof: float, heldout: Array | None) 
     return row
 
 
-def choose(table: list[dict], criterion: str | None = None) -> int:
+def choose(table: list[dict], criterion: str | None = None, *, one_error: bool = False) -> int:
     """Index of the chosen row: lowest held-out score, or GCV where nothing can be left out.
 
-    Marks it, and gives every row ``heldout_se``: the standard error of the difference of its
-    held-out score from that of the chosen one.
+    With `one_error`, the row of fewest effective parameters whose held-out score is within one
+    standard error of the lowest (Breiman et al. 1984). Marks the row, and gives every row
+    ``heldout_se``: the standard error of the difference of its held-out score from that of the
+    best one.
     """
-    if criterion is None:
-        criterion = "heldout" if np.isfinite([r["heldout"] for r in table]).any() else "gcv"
+    if criterion is None or (criterion == "heldout" and not _any_finite(table, "heldout")):
+        criterion = "heldout" if _any_finite(table, "heldout") else "gcv"
     values = np.array([r[criterion] for r in table])
     best = int(np.nanargmin(values))
     reference = table[best].get("by_group")
-    for i, row in enumerate(table):
-        row["chosen"] = i == best
+    for row in table:
         row["criterion"] = criterion
         each = row.pop("by_group", None)
         if each is not None:
             # Slits differ far more than models do: what counts is the difference on the same slits.
             row["heldout_se"] = (each - reference).std(ddof=1) / np.sqrt(each.size)
+    if one_error and criterion == "heldout":
+        near = [i for i, r in enumerate(table) if r["heldout"] - values[best] <= r["heldout_se"]]
+        best = min([best, *near], key=lambda i: table[i]["dof"])
+    for i, row in enumerate(table):
+        row["chosen"] = i == best
     return best
+
+
+def _any_finite(table: list[dict], key: str) -> bool:
+    return bool(np.isfinite([r[key] for r in table]).any())
 
 
 def no_solution(what: str) -> FitError:

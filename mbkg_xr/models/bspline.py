@@ -7,48 +7,49 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import BSpline as ScipyBSpline
-from scipy.linalg import cho_solve_banded, cholesky_banded
 
 from ..errors import ParameterError
 from ..spans import SpanGrid
-from .basis import (
-    NODES,
-    PIXEL_MEAN,
-    TO_POWERS,
-    Basis,
-    Fitted,
-    Problem,
-    choose,
-    dense,
-    no_solution,
-    normal_equations,
-    scores_of,
-    solve_banded,
-    too_few_pixels,
-)
+from .basis import NODES, TO_POWERS, Basis, Fitted, Problem, no_solution, too_few_pixels
+from .penalised import Candidate, PenalisedSystem, best_of, check_choice
 
-__all__ = ["BSpline"]
+__all__ = ["FINE", "BSpline", "spline_basis"]
 
 Array = NDArray[np.float64]
+
+#: Knots further apart than this many detector pixels leave nothing to adapt.
+FINE = 4
 
 
 @dataclass(frozen=True)
 class BSpline:
     """Penalised cubic spline with knots uniform in detector pixels.
 
-    Minimises ``sum w (y - S)^2 + penalty * sum (second differences of c / scale)^2`` (Eilers &
-    Marx 1996), in linear flux, S being the mean of the spline over each pixel.
+    Minimises ``sum w (y - S)^2 + sum_j d_j (second difference of c)_j^2`` (Eilers & Marx 1996), in
+    linear flux, S being the mean of the spline over each pixel. The weights ``d_j`` are either one
+    penalty in units of what the data tell of each difference, or adapted: they follow the sky and
+    fall where it has a line, so that it is smoothed hard where it is smooth and not at all where it
+    is not (restricted likelihood, Wood & Fasiolo 2017). Their profile is found from all slits, and
+    competes on held-out slits with common penalties.
 
     Parameters
     ----------
     spacing
         Knot distance in detector pixels, or None to choose among `spacings`.
     penalty
-        Weight of the penalty, or None to choose among `penalties`. Second differences of the
-        coefficients count in units of what the data tell of them: 1 makes a difference of one
-        standard deviation cost as much as a pixel that is off by one.
-    spacings, penalties
-        The candidates.
+        Weight of the penalty, or None to choose. Differences of the coefficients count in units of
+        what the data tell of them: 1 makes a difference of one standard deviation cost as much as
+        a pixel that is off by one. With `adapted`, the factor of the adapted penalty.
+    adapted
+        True for adapted penalties only, False for common ones only, None for both (common ones
+        only, where `penalty` is given).
+    spacings, penalties, strengths
+        The candidates: knot distances, common penalties, and factors of the adapted one.
+    criterion
+        What is lowest in the model that is chosen: ``"heldout"`` (chi2 a pixel of slits left out;
+        GCV where there is only one), ``"gcv"``, ``"aicc"`` or ``"bic"``.
+    one_error
+        Choose the smoothest model whose held-out score is within one standard error of the best.
 
     Examples
     --------
@@ -58,26 +59,27 @@ class BSpline:
 
     spacing: int | None = None
     penalty: float | None = None
+    adapted: bool | None = None
     spacings: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24)
     penalties: tuple[float, ...] = tuple(10.0**k for k in range(-5, 4))
+    strengths: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    criterion: str = "heldout"
+    one_error: bool = False
     name: str = field(default="bspline", init=False)
     log_data: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if not self._spacings or not self._penalties:
+        if not self._spacings or not self._penalties + self._strengths:
             raise ParameterError(
                 "no candidate", expected="at least one spacing and one penalty", found="none"
             )
-        for spacing in self._spacings:
-            if int(spacing) != spacing or spacing < 1:
-                raise ParameterError(
-                    "unusable knot spacing", expected="whole detector pixels >= 1", found=spacing
-                )
-        for penalty in self._penalties:
-            if not (penalty > 0 and np.isfinite(penalty)):
-                raise ParameterError(
-                    "unusable penalty", expected="a positive number", found=penalty
-                )
+        check_choice(self._spacings, self._penalties + self._strengths, self.criterion)
+        if self.adapted and min(self._spacings) > FINE:
+            raise ParameterError(
+                "knots too far apart for an adapted penalty",
+                expected=f"a spacing of at most {FINE} detector pixels",
+                found=min(self._spacings),
+            )
 
     @property
     def _spacings(self) -> tuple[int, ...]:
@@ -85,46 +87,58 @@ class BSpline:
 
     @property
     def _penalties(self) -> tuple[float, ...]:
+        if self.adapted:
+            return ()
         return self.penalties if self.penalty is None else (self.penalty,)
+
+    @property
+    def _strengths(self) -> tuple[float, ...]:
+        if self.adapted is False or (self.adapted is None and self.penalty is not None):
+            return ()
+        return self.strengths if self.penalty is None else (self.penalty,)
 
     def provisional(self) -> BSpline:
         """A few candidates only, enough to clip by."""
-        few = self.spacings[1::3] or self.spacings, self.penalties[2::3] or self.penalties
-        return replace(self, spacings=few[0], penalties=few[1])
+        spacings = self.spacings[1::3] or self.spacings
+        penalties = self.penalties[2::3] or self.penalties
+        middle = len(self.strengths) // 2
+        strengths = self.strengths[middle : middle + 1]
+        return replace(self, spacings=spacings, penalties=penalties, strengths=strengths)
 
     def fixed(self, fitted: Fitted) -> BSpline:
         """The same with what was chosen written in."""
         chosen = fitted.description
-        return replace(self, spacing=int(chosen["spacing"]), penalty=float(chosen["penalty"]))
+        return replace(
+            self,
+            spacing=int(chosen["spacing"]),
+            penalty=float(chosen["penalty"]),
+            adapted=bool(chosen["adapted"]),
+        )
 
     def fit(self, problem: Problem, *, heldout: bool = True) -> Fitted:
-        """Choose spacing and penalty by the held-out score, and solve.
+        """Choose spacing and penalty, and solve.
 
         Without `heldout` the scores are found all the same, but the held-out masters are not made.
         """
+        return best_of(self.candidates(problem), self.criterion, self.one_error, heldout)
+
+    def candidates(self, problem: Problem) -> list[Candidate]:
+        """All candidates with their scores."""
         first, last = problem.domain
-        table: list[dict] = []
-        keep: list[tuple] = []
+        out: list[Candidate] = []
         for spacing in self._spacings:
-            knots, basis = _bspline_basis(problem.grid, first, last, spacing)
+            knots, basis = spline_basis(problem.grid, first, last, spacing)
             if basis.size > problem.n_pixels:
                 continue
-            system = _SplineSystem.build(problem, basis, knots)
-            for penalty in self._penalties:
-                solved = system.solve(penalty)
-                if solved is None:
-                    continue
-                row = {"spacing": float(spacing), "penalty": penalty, "degree": np.nan}
-                table.append({"label": f"{spacing} px, {penalty:.0e}", **row, **solved})
-                keep.append((system, spacing, penalty))
-        if not keep:
-            if _smallest_basis(first, last, self._spacings) <= problem.n_pixels:
-                raise no_solution("B-spline")
+            system = PenalisedSystem.build(problem, basis, knots, spacing=spacing)
+            strengths = self._strengths if spacing <= FINE else ()
+            out += system.candidates(f"{spacing} px", self._penalties, strengths)
+        if not out:
             smallest = _smallest_basis(first, last, self._spacings)
+            if smallest <= problem.n_pixels:
+                raise no_solution("B-spline")
             raise too_few_pixels(problem.n_pixels, smallest, "B-spline")
-        system, spacing, penalty = keep[choose(table)]
-        description: dict[str, float | str] = {"spacing": float(spacing), "penalty": penalty}
-        return system.finish(penalty, description, table, heldout)
+        return out
 
 
 def _smallest_basis(first: int, last: int, spacings: tuple[int, ...]) -> int:
@@ -132,7 +146,7 @@ def _smallest_basis(first: int, last: int, spacings: tuple[int, ...]) -> int:
     return 3 + max(1, round((last - first) / max(spacings)))
 
 
-def _bspline_basis(grid: SpanGrid, first: int, last: int, spacing: int) -> tuple[Array, Basis]:
+def spline_basis(grid: SpanGrid, first: int, last: int, spacing: int) -> tuple[Array, Basis]:
     """Cubic B-splines on the spans of a domain, continued by one span at either end."""
     pieces = max(1, round((last - first) / spacing))
     inner = np.round(np.linspace(first, last, pieces + 1)).astype(int)
@@ -159,112 +173,3 @@ def _bspline_basis(grid: SpanGrid, first: int, last: int, spacing: int) -> tuple
         start = np.insert(start, 0 if at == 0 else start.size, start[at])
         spans = np.insert(spans, 0 if at == 0 else spans.size, s)
     return knots, Basis(spans, start, coef, knots.size - 4)
-
-
-@dataclass
-class _SplineSystem:
-    """Normal equations of one knot set: one factorisation a penalty serves all questions."""
-
-    problem: Problem
-    basis: Basis
-    averaged: Basis
-    knots: Array
-    bands: Array
-    rhs: Array
-    scored: tuple[Array, Array]
-    penalty_bands: Array
-
-    @classmethod
-    def build(cls, problem: Problem, basis: Basis, knots: Array) -> _SplineSystem:
-        averaged = Basis(
-            basis.spans,
-            basis.first,
-            np.einsum("nm,smw->snw", PIXEL_MEAN, basis.coef),
-            basis.size,
-        )
-        zero = np.zeros((problem.grid.size, 4))
-        bands, rhs = normal_equations(averaged, problem, zero)
-        scored = (bands, rhs)
-        if problem.scored is not problem:
-            scored = normal_equations(averaged, problem.scored, zero)
-        # Second differences count in units of what the data can tell there, so that the noisy end
-        # of the spectrum is smoothed as hard, in its own errors, as the rest; never in units of
-        # the flux, whose noise would become part of the model.
-        information = np.convolve(bands.sum(axis=0)[0], np.ones(5) / 5, "same")
-        weight = np.sqrt(np.maximum(information, 0.01 * np.median(information)))
-        k = basis.size
-        penalty = np.zeros((4, k))
-        difference = np.array([1.0, -2.0, 1.0])
-        for d in range(3):
-            for a in range(3 - d):
-                i = np.arange(k - 2) + a
-                product = difference[a] * difference[a + d]
-                np.add.at(penalty[d], i, product * weight[i] * weight[i + d])
-        return cls(problem, basis, averaged, knots, bands, rhs, scored, penalty)
-
-    def solve(self, penalty: float) -> dict | None:
-        """Scores with one penalty, None where the system is singular."""
-        problem = self.problem
-        total = self.bands.sum(axis=0)
-        regular = penalty * self.penalty_bands
-        try:
-            factor = cholesky_banded(total + regular, lower=True)
-            coefficient = cho_solve_banded((factor, True), self.rhs.sum(axis=0))
-            heldout = None
-            if problem.groups.size > 1:
-                each = self._without_each(regular)
-                heldout = self._chi2(each, self.problem.scored, *self.scored)
-        except np.linalg.LinAlgError:
-            return None
-        dof = float(np.trace(cho_solve_banded((factor, True), dense(total))))
-        chi2 = float(self._chi2(coefficient, problem, self.bands, self.rhs).sum())
-        return scores_of(problem, chi2, dof, heldout)
-
-    def _chi2(self, coefficient: Array, problem: Problem, bands: Array, rhs: Array) -> Array:
-        """chi2 of each group, from its own normal equations."""
-        c = np.broadcast_to(coefficient, rhs.shape)
-        product = bands[:, 0] * c
-        k = self.basis.size
-        for d in range(1, bands.shape[1]):
-            band = bands[:, d, : k - d]
-            product[:, d:] += band * c[:, : k - d]
-            product[:, : k - d] += band * c[:, d:]
-        squares = problem.moments[..., 11].sum(axis=1)
-        return squares - 2 * (c * rhs).sum(axis=1) + (c * product).sum(axis=1)
-
-    def _expected(self, coefficient: Array) -> Array:
-        return self.averaged.combine(coefficient, self.problem.grid.size)
-
-    def _without_each(self, regular: Array) -> Array:
-        """Coefficients without each group."""
-        total, rhs = self.bands.sum(axis=0), self.rhs.sum(axis=0)
-        each = zip(self.bands, self.rhs, strict=True)
-        return np.array([solve_banded(total - b + regular, rhs - r) for b, r in each])
-
-    def finish(
-        self, penalty: float, description: dict, table: list[dict], with_heldout: bool
-    ) -> Fitted:
-        regular = penalty * self.penalty_bands
-        factor = cholesky_banded(self.bands.sum(axis=0) + regular, lower=True)
-        coefficient = cho_solve_banded((factor, True), self.rhs.sum(axis=0))
-        covariance = cho_solve_banded((factor, True), np.eye(self.basis.size))
-        n = self.problem.grid.size
-        heldout, heldout_error = np.empty((0, n, 4)), np.empty((0, n, 4))
-        if with_heldout and self.problem.groups.size > 1:
-            heldout = np.array([self.basis.combine(c, n) for c in self._without_each(regular)])
-            total, eye = self.bands.sum(axis=0) + regular, np.eye(self.basis.size)
-            covariances = (solve_banded(total - b, eye) for b in self.bands)
-            heldout_error = np.array([self.averaged.standard_error(v, n) for v in covariances])
-        return Fitted(
-            polynomial=self.basis.combine(coefficient, n),
-            expected=self._expected(coefficient),
-            sky_error=self.averaged.standard_error(covariance, n),
-            heldout=heldout,
-            heldout_error=heldout_error,
-            coefficient=coefficient,
-            covariance=covariance,
-            dof=next(r["dof"] for r in table if r["chosen"]),
-            description=description,
-            knots=self.knots,
-            table=table,
-        )

@@ -18,6 +18,7 @@ from .basis import (
     Basis,
     Fitted,
     Problem,
+    bands_of,
     chi2_by_group,
     choose,
     no_solution,
@@ -107,7 +108,7 @@ class LogPolynomial:
                     break  # higher degrees are no better conditioned
                 raise no_solution(f"log-polynomial of degree {degree}") from error
             label = {"label": f"degree {degree}", "degree": float(degree)}
-            table.append({**label, "spacing": np.nan, "penalty": np.nan, **scores})
+            table.append({**label, "spacing": np.nan, "penalty": np.nan, "adapted": 0.0, **scores})
             solutions.append(coefficient)
         best = choose(table, "chi2" if self.log_data else None)
         return system.finish(solutions[best], table, heldout)
@@ -241,7 +242,7 @@ class _LogSystem:
             level = polynomial @ np.vander(ERROR_NODES, 4, increasing=True).T
 
         def error(matrix: Array) -> Array:
-            return np.sqrt(variance) * basis.standard_error(matrix, n) * level
+            return np.sqrt(variance) * basis.standard_error(bands_of(matrix), n) * level
 
         heldout, heldout_error = np.empty((0, n, 4)), np.empty((0, n, 4))
         if with_heldout and self.problem.groups.size > 1:

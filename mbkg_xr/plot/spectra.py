@@ -256,7 +256,8 @@ def plot_model_choice(master: xr.Dataset, *, ax: Axes | None = None) -> Line2D:
     what = str(master["candidate"].values[chosen])
     if spacing[chosen]:
         penalty = float(master["score_penalty"].values[chosen])
-        what = f"knots {spacing[chosen]:g} px apart, penalty {penalty:g}"
+        kind = "adapted penalty x" if master["score_adapted"].values[chosen] else "penalty"
+        what = f"knots {spacing[chosen]:g} px apart, {kind} {penalty:g}"
     title = f"{finite.size} models, {int((~seen).sum())} of them off scale\n"
     title += f"chosen by lowest {SHORT.get(criterion, criterion)}: {what}"
     legend_above(ax, ax.get_legend_handles_labels()[0], title, columns=5)

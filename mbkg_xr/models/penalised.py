@@ -1,0 +1,303 @@
+"""Penalised least squares in a local basis: one system serves all penalties and questions.
+
+The penalty is ``sum_j d_j (second difference of the coefficients)_j^2``. Either all ``d_j`` are
+alike in units of what the data tell there (one number to choose), or they follow the sky:
+`adapted_penalty`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve_banded
+
+from ..errors import ParameterError
+from .banded import (
+    banded_factor,
+    banded_solve,
+    inverse_bands,
+    quadratic_forms,
+    trace_of_product,
+    without_each,
+)
+from .basis import PIXEL_MEAN, Basis, Fitted, Problem, choose, normal_equations, scores_of
+
+__all__ = ["CRITERIA", "Candidate", "PenalisedSystem", "best_of", "check_choice"]
+
+Array = NDArray[np.float64]
+
+_DIFFERENCE = np.array([1.0, -2.0, 1.0])
+_WINDOW = 8  # detector pixels over which an adapted penalty may change
+# Local weights begin this much below the common one: a line that was smoothed away at first would
+# leave no trace to find it by.
+_ROUGH = 1e-4
+# Beyond these the penalty, or the data, lose their digits in the sum of both.
+_LEAST, _MOST = 1e-9, 1e7
+# A fixed number of steps, not a tolerance: the penalty is then a smooth function of the moments,
+# and the same to rounding for any order of the pixels.
+_COMMON_STEPS, _LOCAL_STEPS = 15, 25
+
+
+#: What candidates may be chosen by.
+CRITERIA = ("heldout", "gcv", "aicc", "bic")
+
+
+@dataclass
+class PenalisedSystem:
+    """Normal equations of one basis.
+
+    Attributes
+    ----------
+    problem
+        The moments.
+    basis, averaged
+        The model on each span, and its pixel means.
+    knots
+        Wavelengths of its knots.
+    spacing
+        Their distance in detector pixels.
+    prior
+        An adapted penalty is drawn to its median over the band with the weight of so many
+        differences: without evidence that the sky is rougher there than elsewhere it stays.
+    bands, rhs
+        Normal equations of each group; ``scored`` those of the pixels that held-out fits are
+        scored on.
+    information
+        ``(difference,)``, what the data tell about each difference: the unit of the penalty.
+    """
+
+    problem: Problem
+    basis: Basis
+    averaged: Basis
+    knots: Array
+    spacing: int
+    prior: float
+    bands: Array
+    rhs: Array
+    scored: tuple[Array, Array]
+    information: Array
+
+    @classmethod
+    def build(
+        cls,
+        problem: Problem,
+        basis: Basis,
+        knots: Array,
+        *,
+        spacing: int,
+        prior: float = 0.5,
+    ) -> PenalisedSystem:
+        averaged = Basis(
+            basis.spans,
+            basis.first,
+            np.einsum("nm,smw->snw", PIXEL_MEAN, basis.coef),
+            basis.size,
+        )
+        zero = np.zeros((problem.grid.size, 4))
+        bands, rhs = normal_equations(averaged, problem, zero)
+        scored = (bands, rhs)
+        if problem.scored is not problem:
+            scored = normal_equations(averaged, problem.scored, zero)
+        # Differences count in units of what the data can tell there, so that the noisy end of the
+        # spectrum is smoothed as hard, in its own errors, as the rest; never in units of the flux,
+        # whose noise would become part of the model.
+        # ("same" would return five where there are but four functions.)
+        near = np.convolve(bands.sum(axis=0)[0], np.ones(5) / 5)[2:-2]
+        near = np.sqrt(np.maximum(near, 0.01 * np.median(near)))
+        information = near[:-2] * near[2:]
+        return cls(problem, basis, averaged, knots, spacing, prior, bands, rhs, scored, information)
+
+    @cached_property
+    def total(self) -> tuple[Array, Array]:
+        """Normal equations of all groups together."""
+        return self.bands.sum(axis=0), self.rhs.sum(axis=0)
+
+    @cached_property
+    def squares(self) -> Array:
+        """``(group,)``, weighted sum of the squares of the data."""
+        return self.problem.moments[..., 11].sum(axis=1)
+
+    def penalty_bands(self, weight: float | Array) -> Array:
+        """Bands of the penalty with one weight for all differences, or one for each."""
+        d = self.information * weight
+        out = np.zeros_like(self.total[0])
+        for a in range(3):
+            for b in range(a + 1):
+                out[a - b, b : b + d.size] += _DIFFERENCE[a] * _DIFFERENCE[b] * d
+        return out
+
+    def _squared_differences(self, inverse: Array) -> Array:
+        """Variance of each difference, from the bands of a covariance."""
+        n = self.information.size
+        out = np.zeros(n)
+        for a in range(3):
+            out += _DIFFERENCE[a] ** 2 * inverse[0, a : a + n]
+            for b in range(a):
+                out += 2 * _DIFFERENCE[a] * _DIFFERENCE[b] * inverse[a - b, b : b + n]
+        return out
+
+    def adapted_penalty(self, dispersion: float | None = None) -> Array:
+        """Weights ``(difference,)`` that follow the sky: low where it bends more than its errors.
+
+        The weights are linear between nodes `_WINDOW` detector pixels apart, and maximise the
+        restricted likelihood of the data, the penalty being the prior of the differences, by the
+        update of Wood & Fasiolo (2017, Biometrics 73, 1071), one common weight first. Where the sky
+        has a line they fall by orders of magnitude, over a few pixels. `dispersion` is the variance
+        of the data in units of that which the weights state; None to take it from the fit itself.
+        """
+        n = self.information.size
+        common = self._likely(np.ones((1, n)), np.ones(1), 0.0, _COMMON_STEPS, dispersion)
+        pieces = max(1, round(n * self.spacing / _WINDOW))
+        nodes = np.linspace(0, n - 1, pieces + 1)
+        hats = np.array([np.interp(np.arange(n), nodes, row) for row in np.eye(pieces + 1)])
+        start = np.full(pieces + 1, _ROUGH * common[0])
+        return self._likely(hats, start, self.prior, _LOCAL_STEPS, dispersion) @ hats
+
+    def _likely(
+        self,
+        hats: Array,
+        weight: Array,
+        prior: float,
+        steps: int,
+        dispersion: float | None,
+    ) -> Array:
+        """Weights of maximal restricted likelihood, each a factor of one of the hats."""
+        bands, right = self.total
+        pixels, squares = self.problem.n_pixels, self.squares.sum()
+        for _ in range(steps):
+            d = weight @ hats
+            factor = banded_factor(bands + self.penalty_bands(d))
+            c, inverse = banded_solve(factor, right), inverse_bands(factor)
+            excess = dispersion
+            if excess is None:
+                # What errors do not account for counts as noise, not as sky.
+                chi2 = squares + float(quadratic_forms(bands[None], right[None], c[None])[0])
+                excess = chi2 / max(pixels - trace_of_product(inverse, bands), 1.0)
+            found = hats @ (1 / d - self.information * self._squared_differences(inverse))
+            asked = np.convolve(c, _DIFFERENCE, "valid") ** 2
+            asked = hats @ (self.information * asked) / max(excess, np.finfo(float).tiny)
+            usual = float(np.median(weight))
+            grown = (weight * np.maximum(found, 0) + prior) / (asked + prior / usual + 1e-300)
+            weight = np.clip(grown, _LEAST, _MOST)
+        return weight
+
+    def solve(self, weight: float | Array) -> dict | None:
+        """Scores with one penalty, None where the system is singular."""
+        problem, (total, right) = self.problem, self.total
+        regular = self.penalty_bands(weight)
+        try:
+            factor = banded_factor(total + regular)
+            coefficient = banded_solve(factor, right)
+            heldout = None
+            if problem.groups.size > 1:
+                each, _ = without_each(total + regular, right, self.bands, self.rhs)
+                squares = problem.scored.moments[..., 11].sum(axis=1)
+                heldout = squares + quadratic_forms(*self.scored, each)
+        except np.linalg.LinAlgError:
+            return None
+        dof = trace_of_product(inverse_bands(factor), total)
+        chi2 = float((self.squares + quadratic_forms(self.bands, self.rhs, coefficient)).sum())
+        return scores_of(problem, chi2, dof, heldout)
+
+    def finish(
+        self,
+        weight: float | Array,
+        description: dict[str, float | str],
+        table: list[dict],
+        with_heldout: bool,
+    ) -> Fitted:
+        """The fit with one penalty."""
+        total, right = self.total
+        system = total + self.penalty_bands(weight)
+        factor = banded_factor(system)
+        coefficient = banded_solve(factor, right)
+        covariance = cho_solve_banded(
+            (np.ascontiguousarray(factor.T), True), np.eye(self.basis.size)
+        )
+        n = self.problem.grid.size
+        heldout, heldout_error = np.empty((0, n, 4)), np.empty((0, n, 4))
+        if with_heldout and self.problem.groups.size > 1:
+            each, inverses = without_each(system, right, self.bands, self.rhs, inverse=True)
+            heldout = np.array([self.basis.combine(c, n) for c in each])
+            heldout_error = np.array([self.averaged.standard_error(v, n) for v in inverses])
+        return Fitted(
+            polynomial=self.basis.combine(coefficient, n),
+            expected=self.averaged.combine(coefficient, n),
+            sky_error=self.averaged.standard_error(inverse_bands(factor), n),
+            heldout=heldout,
+            heldout_error=heldout_error,
+            coefficient=coefficient,
+            covariance=covariance,
+            dof=next(r["dof"] for r in table if r["chosen"]),
+            description=description,
+            knots=self.knots,
+            table=table,
+        )
+
+    def candidates(
+        self, name: str, penalties: tuple[float, ...], strengths: tuple[float, ...]
+    ) -> list[Candidate]:
+        """The basis with each common penalty, and with an adapted one times each strength."""
+        tried: list[tuple[str, float, bool, float | Array]]
+        tried = [(f"{name}, {p:.0e}", p, False, p) for p in penalties]
+        if strengths:
+            try:
+                adapted = self.adapted_penalty()
+            except np.linalg.LinAlgError:
+                strengths = ()
+            tried += [(f"{name}, adapted x {f:g}", f, True, f * adapted) for f in strengths]
+        out = []
+        for label, penalty, is_adapted, weight in tried:
+            scores = self.solve(weight)
+            if scores is None:
+                continue
+            described: dict[str, float | str] = {
+                "spacing": float(self.spacing),
+                "penalty": float(penalty),
+                "adapted": float(is_adapted),
+            }
+            out.append(
+                Candidate(
+                    self,
+                    weight,
+                    described,
+                    {"label": label, **described, "degree": np.nan, **scores},
+                )
+            )
+        return out
+
+
+@dataclass
+class Candidate:
+    """One basis with one penalty: what describes it, and its scores."""
+
+    system: PenalisedSystem
+    weight: float | Array
+    description: dict[str, float | str]
+    row: dict
+
+
+def best_of(
+    candidates: list[Candidate], criterion: str, one_error: bool, with_heldout: bool
+) -> Fitted:
+    """The fit of the candidate that scores best; all are in its table."""
+    table = [c.row for c in candidates]
+    best = candidates[choose(table, criterion, one_error=one_error)]
+    return best.system.finish(best.weight, best.description, table, with_heldout)
+
+
+def check_choice(spacings: tuple[int, ...], penalties: tuple[float, ...], criterion: str) -> None:
+    """Refuse candidates that make no sense."""
+    for spacing in spacings:
+        if int(spacing) != spacing or spacing < 1:
+            raise ParameterError(
+                "unusable knot spacing", expected="whole detector pixels >= 1", found=spacing
+            )
+    for penalty in penalties:
+        if not (penalty > 0 and np.isfinite(penalty)):
+            raise ParameterError("unusable penalty", expected="a positive number", found=penalty)
+    if criterion not in CRITERIA:
+        raise ParameterError("unknown criterion", expected=" ".join(CRITERIA), found=criterion)

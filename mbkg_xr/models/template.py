@@ -1,0 +1,309 @@
+"""A known sky times a smooth ratio: for programmes with few sky slits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from scipy.interpolate import CubicSpline
+
+from ..errors import FitError, ParameterError
+from ..spans import SpanGrid
+from .basis import ERROR_NODES, PIXEL_MEAN, Basis, Fitted, Problem, no_solution, too_few_pixels
+from .bspline import FINE, BSpline, spline_basis
+from .penalised import Candidate, PenalisedSystem, best_of, check_choice
+
+__all__ = ["Template"]
+
+Array = NDArray[np.float64]
+
+# Fewer than for a sky (see `PenalisedSystem`): where two skies differ, they differ in few lines.
+_PRIOR = 0.2
+# Cubic with given values and slopes at t = 0 and 1: rows are powers, columns v0, v1, d0, d1.
+_HERMITE = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [-3, 3, -2, -1], [2, -2, 1, 1.0]])
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """The sky as a template times a smooth ratio.
+
+    Lines, absorption and the shape of the continuum come from the template; the ratio follows what
+    differs between two fields or epochs: the level, the mix of zodiacal and thermal light, and a
+    line of another strength where the data are clear about it. The ratio is a cubic B-spline whose
+    second differences are penalised, so that it is drawn to a constant and a slope, with a common
+    or an adapted penalty (see `BSpline`).
+
+    Parameters
+    ----------
+    spectrum
+        A master of `fit_master`, or ``(wavelength in um, flux)``. Its units do not matter. Where it
+        ends nothing is fitted: those pixels have no background.
+    mean
+        Whether the fluxes are means over about one detector pixel of these data, as an extracted
+        spectrum's are, rather than the sky itself. Says nothing about a master, which is the sky.
+    spacing, penalty, adapted
+        Of the ratio's knots, as for `BSpline`; None to choose.
+    spacings, penalties, strengths, criterion, one_error
+        As for `BSpline`.
+    against
+        A `BSpline` that competes with the template on the same terms, or None.
+
+    Raises
+    ------
+    ParameterError
+        Where the spectrum is not one: lengths that differ, wavelengths that do not rise, values
+        that are not finite or not positive.
+
+    Notes
+    -----
+    The errors of a master that serves as template are part of ``sky_error`` (in full,
+    although the ratio takes up their smooth part), but not of ``covariance``.
+
+    On each span the product of two cubics is replaced by the cubic of the same values and slopes at
+    both ends, which is smooth across spans and errs by at most 1/384 of the product's fourth
+    derivative by t: less than 1e-4 of the sky for the features that a disperser resolves.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> there = mx.select_background(mx.simulate_program(slits=8, background_slits=4, seed=1))
+    >>> here = mx.select_background(mx.simulate_program(slits=2, background_slits=2, seed=2))
+    >>> master = mx.fit_master(here, model=mx.Template(mx.fit_master(there)))
+    >>> master.attrs["model"]
+    'template'
+    """
+
+    spectrum: xr.Dataset | tuple[ArrayLike, ArrayLike]
+    mean: bool = False
+    spacing: int | None = None
+    penalty: float | None = None
+    adapted: bool | None = None
+    spacings: tuple[int, ...] = (2, 8, 32, 128)
+    penalties: tuple[float, ...] = tuple(10.0**k for k in range(-3, 6))
+    strengths: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
+    criterion: str = "heldout"
+    one_error: bool = False
+    against: BSpline | None = None
+    name: str = field(default="template", init=False)
+    log_data: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        check_choice(self._spacings, self._penalties + self._strengths, self.criterion)
+        if isinstance(self.spectrum, xr.Dataset):
+            if "polynomial" not in self.spectrum or "edge" not in self.spectrum.coords:
+                raise ParameterError(
+                    "the template is not a master",
+                    where="spectrum",
+                    expected="a dataset from fit_master",
+                    found=" ".join(map(str, self.spectrum.data_vars)) or "no variables",
+                )
+            return
+        try:
+            wavelength, flux = (np.asarray(a, dtype=np.float64) for a in self.spectrum)
+        except (TypeError, ValueError):
+            wavelength = flux = np.empty(0)
+        good = wavelength.ndim == 1 and wavelength.shape == flux.shape and wavelength.size >= 4
+        if not (good and np.isfinite(flux).all() and np.all(np.diff(wavelength) > 0)):
+            raise ParameterError(
+                "the template cannot be used",
+                where="spectrum",
+                expected="a master, or at least 4 rising wavelengths and as many finite fluxes",
+                found=f"arrays of shape {wavelength.shape} and {flux.shape}"
+                if wavelength.size
+                else type(self.spectrum).__name__,
+            )
+        object.__setattr__(self, "spectrum", (wavelength, flux))
+
+    @property
+    def _spacings(self) -> tuple[int, ...]:
+        return self.spacings if self.spacing is None else (self.spacing,)
+
+    @property
+    def _penalties(self) -> tuple[float, ...]:
+        if self.adapted:
+            return ()
+        return self.penalties if self.penalty is None else (self.penalty,)
+
+    @property
+    def _strengths(self) -> tuple[float, ...]:
+        if self.adapted is False or (self.adapted is None and self.penalty is not None):
+            return ()
+        return self.strengths if self.penalty is None else (self.penalty,)
+
+    def provisional(self) -> Template:
+        """A few candidates only, enough to clip by."""
+        middle = len(self.strengths) // 2
+        few = self.spacings[:2], self.penalties[1::3] or self.penalties
+        return replace(
+            self,
+            spacings=few[0],
+            penalties=few[1],
+            strengths=self.strengths[middle : middle + 1],
+            against=None,
+        )
+
+    def fixed(self, fitted: Fitted) -> Template | BSpline:
+        """The same with what was chosen written in."""
+        chosen = fitted.description
+        if not chosen["templated"] and self.against is not None:
+            return self.against.fixed(fitted)
+        return replace(
+            self,
+            spacing=int(chosen["spacing"]),
+            penalty=float(chosen["penalty"]),
+            adapted=bool(chosen["adapted"]),
+            against=None,
+        )
+
+    def fit(self, problem: Problem, *, heldout: bool = True) -> Fitted:
+        """Choose the ratio's knots and penalty, and solve.
+
+        Without `heldout` the scores are found all the same, but the held-out masters are not made.
+        """
+        known = self.polynomial(problem.grid)
+        inside = np.isfinite(known[:, 0])
+        part = problem.within(inside)
+        if not part.count.any():
+            raise FitError(
+                "the template has no wavelength in common with the data",
+                expected="a template that covers the selected pixels",
+                found=f"{int(inside.sum())} of {inside.size} detector pixels of the disperser",
+            )
+        _check_positive(known, problem.grid, part)
+        out = self.candidates(part, known)
+        if self.against is not None:
+            if part is not problem:
+                raise FitError(
+                    "template and spline cannot compete",
+                    expected="a template that covers all selected pixels",
+                    found=f"{problem.n_pixels - part.n_pixels} pixels where it has no value",
+                    remedy="leave out against=, or give a template of a wider range",
+                )
+            out += [_told_apart(c, templated=False) for c in self.against.candidates(problem)]
+        fitted = best_of(out, self.criterion, self.one_error, heldout)
+        if fitted.description["templated"]:
+            doubt = self._relative_error(problem.grid)
+            _add_error(fitted.sky_error, fitted.expected, doubt)
+            for error, polynomial in zip(fitted.heldout_error, fitted.heldout, strict=True):
+                _add_error(error, polynomial, doubt)
+        # Beyond the template nothing is known, but for the half pixels that reach there.
+        fitted.expected[~inside] = fitted.sky_error[~inside] = np.nan
+        fitted.polynomial[np.convolve(inside, np.ones(3), "same") == 0] = np.nan
+        return fitted
+
+    def candidates(self, problem: Problem, known: Array) -> list[Candidate]:
+        """All candidates with their scores, given the template's span polynomials."""
+        first, last = problem.domain
+        out: list[Candidate] = []
+        sizes = []
+        for spacing in self._spacings:
+            knots, ratio = spline_basis(problem.grid, first, last, spacing)
+            sizes.append(ratio.size)
+            if ratio.size > problem.n_pixels:
+                continue
+            basis = _product(known, ratio)
+            system = PenalisedSystem.build(problem, basis, knots, spacing=spacing, prior=_PRIOR)
+            strengths = self._strengths if spacing <= FINE else ()
+            name = f"template, {spacing} px"
+            tried = system.candidates(name, self._penalties, strengths)
+            out += [_told_apart(c, templated=True) for c in tried]
+        if not out:
+            if min(sizes) <= problem.n_pixels:
+                raise no_solution("template")
+            raise too_few_pixels(problem.n_pixels, min(sizes), "template")
+        return out
+
+    def polynomial(self, grid: SpanGrid) -> Array:
+        """The template on each span, ``(span, 4)``, powers of t; NaN where it has no value."""
+        if isinstance(self.spectrum, xr.Dataset):
+            edges = self.spectrum["edge"].values
+            polynomial = np.array(self.spectrum["polynomial"].values)
+            polynomial[~self.spectrum["constrained"].values] = np.nan
+            if np.array_equal(edges, grid.edges):
+                return polynomial
+            value, slope = _at_edges(polynomial, SpanGrid(edges), grid)
+        else:
+            wavelength, flux = self.spectrum
+            spline = CubicSpline(wavelength, flux, extrapolate=False)
+            value, slope = spline(grid.edges), spline(grid.edges, 1)
+        ends = [value[:-1], value[1:], slope[:-1] * grid.widths, slope[1:] * grid.widths]
+        out = np.stack(ends, axis=-1) @ _HERMITE.T
+        if self.mean and not isinstance(self.spectrum, xr.Dataset):
+            out = out @ np.linalg.inv(PIXEL_MEAN).T
+        return out
+
+    def _relative_error(self, grid: SpanGrid) -> Array:
+        """The template's own error at `ERROR_NODES` of each span, relative; 0 where unknown."""
+        if not isinstance(self.spectrum, xr.Dataset):
+            return np.zeros((grid.size, ERROR_NODES.size))
+        theirs = SpanGrid(self.spectrum["edge"].values)
+        powers = np.vander(ERROR_NODES, 4, increasing=True).T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            relative = self.spectrum["sky_error"].values / (
+                self.spectrum["expected"].values @ powers
+            )
+        good = np.isfinite(relative) & self.spectrum["constrained"].values[:, None]
+        at = theirs.pixel_coordinate(grid.edges[:-1, None] + grid.widths[:, None] * ERROR_NODES)
+        nodes = np.arange(theirs.size)[:, None] + ERROR_NODES
+        return np.interp(at, nodes[good], np.abs(relative[good]), left=0, right=0)
+
+
+def _add_error(error: Array, polynomial: Array, relative: Array) -> None:
+    """Grow errors at `ERROR_NODES` by a fraction of the sky there, in place."""
+    sky = polynomial @ np.vander(ERROR_NODES, 4, increasing=True).T
+    error[:] = np.hypot(error, sky * relative)
+
+
+def _told_apart(candidate: Candidate, *, templated: bool) -> Candidate:
+    mark = {"templated": float(templated)}
+    candidate.description |= mark
+    candidate.row |= mark
+    return candidate
+
+
+def _at_edges(polynomial: Array, theirs: SpanGrid, grid: SpanGrid) -> tuple[Array, Array]:
+    """Value and slope of span polynomials at the edges of another grid, NaN outside."""
+    u = theirs.pixel_coordinate(grid.edges)
+    n = np.clip(np.nan_to_num(u).astype(int), 0, theirs.size - 1)
+    t = u - n
+    c = polynomial[n]
+    value = ((c[:, 3] * t + c[:, 2]) * t + c[:, 1]) * t + c[:, 0]
+    return value, ((3 * c[:, 3] * t + 2 * c[:, 2]) * t + c[:, 1]) / theirs.widths[n]
+
+
+def _check_positive(known: Array, grid: SpanGrid, problem: Problem) -> None:
+    used = problem.count.any(axis=0)
+    low = used & ~(known @ (1 / np.arange(1, 5)) > 0)
+    if low.any():
+        at = grid.centres[np.flatnonzero(low)[0]]
+        raise ParameterError(
+            "the template is not positive",
+            where=f"{at:.3f} um and {int(low.sum()) - 1} other detector pixels",
+            expected="a sky above zero wherever there are selected pixels",
+            found="zero or less",
+            remedy="smooth the template, or cut it to where it is above zero",
+        )
+
+
+def _product(known: Array, ratio: Basis) -> Basis:
+    """Template times each function of the ratio, cubic on each span (see `Template`)."""
+    # The ratio's basis reaches one span past the data, where the template may have ended: there
+    # its last cubic goes on.
+    finite = np.flatnonzero(np.isfinite(known[:, 0]))
+    spans = ratio.spans
+    nearest = np.clip(spans, finite[0], finite[-1])
+    t = (spans - nearest)[:, None] + np.array([0.0, 1.0])
+    c = known[nearest]
+    value = ((c[:, 3:] * t + c[:, 2:3]) * t + c[:, 1:2]) * t + c[:, :1]
+    slope = (3 * c[:, 3:] * t + 2 * c[:, 2:3]) * t + c[:, 1:2]
+    powers = np.vander([0.0, 1.0], 4, increasing=True)
+    slopes = np.array([[0, 1, 0, 0], [0, 1, 2, 3.0]])
+    r = np.einsum("em,smw->sew", powers, ratio.coef)
+    dr = np.einsum("em,smw->sew", slopes, ratio.coef)
+    ends = np.concatenate(
+        [value[..., None] * r, slope[..., None] * r + value[..., None] * dr], axis=1
+    )
+    coef = np.einsum("pe,sew->spw", _HERMITE, ends)
+    return Basis(spans, ratio.first, np.ascontiguousarray(coef), ratio.size)
