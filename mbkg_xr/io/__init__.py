@@ -13,6 +13,7 @@ import xarray as xr
 
 from ..errors import InputFileError
 from . import jwst, nips
+from .choices import check_sky, choices, choose_in_tree, choose_sky
 from .fits import Hdu, by_configuration, hdu_table, scan_files
 from .nips import NipsLayout
 from .store import is_store, open_store, save
@@ -26,6 +27,10 @@ def open_program(
     chunks: int = 32,
     on_error: str = "raise",
     nips_layout: NipsLayout | Mapping[str, Any] | str | os.PathLike | None = None,
+    sky: Any = None,
+    metafile: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    virtual_sky: bool = False,
+    accept: Sequence[str] = (),
 ) -> xr.DataTree:
     """Open a programme as a lazy tree, one node a disperser/filter pair.
 
@@ -42,6 +47,21 @@ def open_program(
     nips_layout
         What extensions and keywords of NIPS files are called and mean; as in NIPS 1.x by default.
         A `NipsLayout`, a mapping of its attributes, or the path of a TOML file.
+    sky
+        Your own word on which slits are sky: numbers of slitlets (these are sky, and no others),
+        or a table (DataFrame, CSV or ECSV file) with the column ``slitlet``, and any of
+        ``exposure``, ``detector``, ``visit`` and ``nod`` to say what slits a row is for, and of
+        ``is_background`` and ``source_shutter`` (yrel); slits that no row is for are decided as
+        without it. Without your word it is the MSA metafile's, the source name's (BKG,
+        BACKGROUND), and last the shutter state's; ``sky_reason`` says what decided.
+    metafile
+        MSA metafiles (``_msa.fits``). By default those among `paths` or beside a product that its
+        header names.
+    virtual_sky
+        Whether slits with virtual sources (a negative ``source_id``) are sky.
+    accept
+        Status keywords not held against a product: ``"S_FLAT"`` of slits without flat field, and
+        ``"S_PHOTOM"`` where it and the unit contradict each other.
 
     Returns
     -------
@@ -55,11 +75,12 @@ def open_program(
     Raises
     ------
     InputFileError, InputFilesError
-        Where files are missing or cannot be used.
+        Where files are missing or cannot be used, or slits in them: where uniform sky cannot be
+        followed into their pixels.
     StoreError
         Where a store cannot be opened.
     ParameterError
-        Where `nips_layout` makes no sense.
+        Where `nips_layout` makes no sense, or `sky`, `metafile` or `accept` for these products.
 
     Examples
     --------
@@ -70,10 +91,11 @@ def open_program(
     mbkg_xr.errors.InputFileError: no input files [nothing/*.fits]; expected FITS files...
     """
     layout = NipsLayout.of(nips_layout)
+    choice = choices(sky=sky, metafile=metafile, virtual_sky=virtual_sky, accept=accept)
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     store = _the_store(given[0]) if len(given) == 1 else None
     if store is not None:
-        return open_store(store)
+        return choose_in_tree(open_store(store), choice)
     files = dict.fromkeys(file for path in given for file in _expand(path))
     scan = partial(_scan_product, layout=layout)
     sources = scan_files(files, scan, on_error=on_error)
@@ -84,16 +106,20 @@ def open_program(
             expected="slit products of STScI or NIPS",
             found="MSA metafiles only" if files else "nothing",
         )
+    check_sky([s.coords for s in sources], choice)
+    slits = jwst.decide(
+        [s for s in sources if isinstance(s, jwst.SlitSource)],
+        choice=choice,
+        metafiles=list(files),
+        on_error=on_error,
+    )
     datasets = {
-        name: jwst.dataset(group, chunks=chunks)
-        for name, group in by_configuration(
-            s for s in sources if isinstance(s, jwst.SlitSource)
-        ).items()
+        name: jwst.dataset(group, chunks=chunks) for name, group in by_configuration(slits).items()
     }
     for name, group in by_configuration(
         s for s in sources if isinstance(s, nips.NipsSource)
     ).items():
-        ds = nips.dataset(group, chunks=chunks, layout=layout)
+        ds = choose_sky(nips.dataset(group, chunks=chunks, layout=layout), choice)
         if name in datasets:
             name = f"{name}-nips"
             ds = ds.assign_attrs(configuration=name)

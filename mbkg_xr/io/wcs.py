@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import InputFileError
 from .fits import Hdu, read_bytes
 
-__all__ = ["PITCH", "slit_metadata", "wcs_yrel"]
+__all__ = ["PITCH", "slit_metadata", "wcs_wavelength", "wcs_yrel"]
 
 #: slit_y of the slit frame counts open shutter heights; shutters are this many of them apart.
 #: Source: slit_ymin/slit_ymax of MOS slits in assign_wcs (0.55 + 1.15 a shutter).
@@ -69,6 +69,21 @@ def slit_metadata(path: Path, hdu: Hdu | None) -> dict:
 
 def wcs_yrel(sources: Sequence[WcsSource]) -> Iterator[NDArray[np.float32]]:
     """Yrel of slits, opening each file's ASDF once for consecutive slits of one file."""
+    for source, slit in _opened(sources):
+        yield _slit_yrel(source, slit)
+
+
+def wcs_wavelength(sources: Sequence[WcsSource]) -> Iterator[NDArray[np.float32]]:
+    """Wavelength (um) of light that fills the shutter, as `wcs_yrel` gives yrel.
+
+    That of the slit frame: the correction for sources off the centre comes after it.
+    """
+    for source, slit in _opened(sources):
+        _, _, metres = _to_slit_frame(source, slit)
+        yield (1e6 * metres).astype(np.float32)
+
+
+def _opened(sources: Sequence[WcsSource]) -> Iterator[tuple[WcsSource, Any]]:
     opened: tuple[str, Any] | None = None
     for source in sources:
         if opened is None or opened[0] != source.path:
@@ -78,8 +93,7 @@ def wcs_yrel(sources: Sequence[WcsSource]) -> Iterator[NDArray[np.float32]]:
             with _OPENING, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 opened = (source.path, asdf.open(io.BytesIO(raw), lazy_load=False).tree)
-        slit = opened[1] if source.index is None else opened[1]["slits"][source.index]
-        yield _slit_yrel(source, slit)
+        yield source, (opened[1] if source.index is None else opened[1]["slits"][source.index])
 
 
 def _slit_yrel(source: WcsSource, slit: Any) -> NDArray[np.float32]:
@@ -89,20 +103,31 @@ def _slit_yrel(source: WcsSource, slit: Any) -> NDArray[np.float32]:
     the middle of the slitlet. In slitlets of an even number of shutters that middle is a bar: half
     a pitch is added, so that shutter centres lie on whole numbers in all slitlets.
     """
-    where = f"{source.coords['filename']}, slitlet {source.coords['slitlet']}"
     try:
-        transform = slit["meta"]["wcs"].get_transform("detector", "slit_frame")
         low, high = float(slit["slit_ymin"]), float(slit["slit_ymax"])
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise InputFileError(
-            "slit without a usable WCS",
-            where=where,
-            expected="frames detector and slit_frame, slit_ymin and slit_ymax",
-            found=error,
-        ) from error
-    y, x = np.mgrid[: source.shape[0], : source.shape[1]].astype(float)
-    _, slit_y, _ = transform(x, y)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unusable(source, error) from error
+    _, slit_y, _ = _to_slit_frame(source, slit)
     yrel = (slit_y - 0.5 * (low + high)) / PITCH
     if source.coords["n_shutters"] % 2 == 0:
         yrel = yrel + 0.5
     return yrel.astype(np.float32)
+
+
+def _to_slit_frame(source: WcsSource, slit: Any) -> tuple[NDArray, NDArray, NDArray]:
+    """``slit_x, slit_y, wavelength (m)`` of every pixel."""
+    try:
+        transform = slit["meta"]["wcs"].get_transform("detector", "slit_frame")
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise _unusable(source, error) from error
+    y, x = np.mgrid[: source.shape[0], : source.shape[1]].astype(float)
+    return transform(x, y)
+
+
+def _unusable(source: WcsSource, error: Exception) -> InputFileError:
+    return InputFileError(
+        "slit without a usable WCS",
+        where=f"{source.coords['filename']}, slitlet {source.coords['slitlet']}",
+        expected="frames detector and slit_frame, slit_ymin and slit_ymax",
+        found=error,
+    )
