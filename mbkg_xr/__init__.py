@@ -12,6 +12,7 @@ Examples
 
 from .errors import MbkgError
 from .fit import fit_master
+from .info import info
 from .io import NipsLayout, open_program, read_template, save
 from .master import evaluate, sample_master
 from .models import BSpline, LogPolynomial, Template
@@ -40,6 +41,7 @@ __all__ = [
     "evaluate",
     "fit_master",
     "flag_outliers",
+    "info",
     "master_image",
     "open_program",
     "pixel_areas",

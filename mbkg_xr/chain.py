@@ -71,7 +71,7 @@ def run(
     out
         The store to write.
     opening
-        Options of `open_program`, such as ``nips_layout``.
+        Options of `open_program`, such as ``sky`` or ``nips_layout``.
     **options
         As for `run_tree`.
 

@@ -14,7 +14,14 @@ from .blocks import map_slits, reduce_blocks
 from .errors import DatasetError
 from .partners import laid_on
 from .quality import do_not_use
-from .schema import PIXEL_DIMS, SLIT_IDENTITY, already_subtracted, slit_label, validate
+from .schema import (
+    PIXEL_DIMS,
+    SLIT_IDENTITY,
+    already_subtracted,
+    occupied_shutters,
+    slit_label,
+    validate,
+)
 from .scores import STATISTICS, Sums
 from .spans import SpanGrid, span_grid
 from .subtract import before_subtraction
@@ -95,8 +102,7 @@ def sky_centres(ds: xr.Dataset) -> xr.DataArray:
     >>> bool(mx.sky_centres(res).any())
     True
     """
-    source = np.where(ds["is_background"].values, np.nan, ds["source_shutter"].values)
-    known = ds["is_background"].values | np.isfinite(source)
+    known = ds["is_background"].values | np.isfinite(ds["source_shutter"].values)
     count = np.maximum(ds["n_shutters"].values, 1)
     mask = map_slits(
         _centre_block,
@@ -104,7 +110,7 @@ def sky_centres(ds: xr.Dataset) -> xr.DataArray:
         ds["yrel"].data,
         ds["quality"].data,
         ds["residual"].data,
-        source,
+        occupied_shutters(ds),
         known,
         count,
         dtype=np.bool_,
@@ -113,13 +119,13 @@ def sky_centres(ds: xr.Dataset) -> xr.DataArray:
     return xr.DataArray(mask, dims=PIXEL_DIMS, attrs={"long_name": "centre of a sky shutter"})
 
 
-def _centre_block(yrel, quality, residual, source, known, count, *, bad):
+def _centre_block(yrel, quality, residual, occupied, known, count, *, bad):
     with np.errstate(invalid="ignore"):
         shutter = np.round(yrel)
         inside = (shutter >= -((count - 1) // 2)) & (shutter <= count // 2)
-        good = (
-            inside & (np.abs(yrel - shutter) <= _CENTRE) & ~(np.abs(yrel - source) <= 0.5) & known
-        )
+        good = inside & (np.abs(yrel - shutter) <= _CENTRE) & known
+        for k in range(occupied.shape[-1]):
+            good &= ~(np.abs(yrel - occupied[..., k : k + 1]) <= 0.5)
     return good & ((quality & quality.dtype.type(bad)) == 0) & np.isfinite(residual)
 
 

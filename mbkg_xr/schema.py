@@ -7,11 +7,12 @@ cut-out. Slits of unequal size are padded with NaN, and their padding is flagged
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from .errors import DatasetError
 from .quality import JWST_FLAGS, flag_attrs, flag_table
@@ -25,6 +26,7 @@ __all__ = [
     "UNSUBTRACTED",
     "already_subtracted",
     "configuration_name",
+    "occupied_shutters",
     "refuse_subtracted",
     "slit_dataset",
     "slit_label",
@@ -93,6 +95,12 @@ SLIT_COORDS: Mapping[str, tuple[str, Any, dict]] = {
     "y_start": ("i", 0, {"long_name": "detector row of the first pixel, from 0"}),
     "filename": ("U", "", {"long_name": "product the slit was read from"}),
     "subtracted": ("U", "", {"long_name": "keywords that say that a background was subtracted"}),
+    "path": ("U", "", {"long_name": "where that product was"}),
+    "occupied": ("U", "", {"long_name": "yrel of further shutters that are no sky"}),
+    "sky_reason": ("U", "", {"long_name": "what decided is_background and source_shutter"}),
+    "calibrated_as": ("U", "", {"long_name": "kind of source the slit was calibrated for"}),
+    "calibration": ("U", "", {"long_name": "how the slit was taken to be calibrated"}),
+    "flux_factor": ("f", 1.0, {"long_name": "what the product's flux was multiplied by"}),
 }
 _DTYPES = {"U": str, "i": np.int64, "f": np.float64, "f4": np.float32, "b": np.bool_}
 SLIT_IDENTITY = ("exposure", "detector", "slitlet")
@@ -184,6 +192,37 @@ def slit_label(ds: xr.Dataset, index: int) -> str:
     one = {k: ds[k].values[index] for k in (*SLIT_IDENTITY, "filename") if k in ds.coords}
     name = one.get("filename") or f"{one.get('exposure', '?')} {one.get('detector', '?')}"
     return f"{name}, slitlet {one.get('slitlet', index)}"
+
+
+def occupied_shutters(ds: xr.Dataset) -> NDArray[np.float32]:
+    """Shutters that are no sky: they hold a source, or are closed.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(slit, 1, n)``: yrel of such shutters, filled up with NaN.
+
+    Examples
+    --------
+    >>> slits = {"is_background": [False, True], "source_shutter": [1, 0], "occupied": ["", "-1"]}
+    >>> occupied_shutters(xr.Dataset({k: ("slit", v) for k, v in slits.items()})).tolist()
+    [[[1.0]], [[-1.0]]]
+    """
+    rows = [[] if sky else [shutter] for sky, shutter in _sources(ds)]
+    if "occupied" in ds.variables:
+        texts = ds["occupied"].values.tolist()
+        rows = [
+            row + [float(v) for v in text.split()] for row, text in zip(rows, texts, strict=True)
+        ]
+    out = np.full((len(rows), 1, max(map(len, rows), default=1) or 1), np.nan, dtype=np.float32)
+    for i, row in enumerate(rows):
+        out[i, 0, : len(row)] = row
+    return out
+
+
+def _sources(ds: xr.Dataset) -> Iterator[tuple[bool, float]]:
+    columns = (ds[name].values.tolist() for name in ("is_background", "source_shutter"))
+    return zip(*columns, strict=True)
 
 
 def refuse_subtracted(ds: xr.Dataset) -> None:

@@ -16,9 +16,16 @@ from numpy.typing import NDArray
 from .blocks import map_slits
 from .errors import ParameterError, SelectionError
 from .quality import DEFAULT_EXCLUDE, do_not_use, flag_mask
-from .schema import PIXEL_DIMS, SHUTTER_CENTRES, refuse_subtracted, slit_label, validate
+from .schema import (
+    PIXEL_DIMS,
+    SHUTTER_CENTRES,
+    occupied_shutters,
+    refuse_subtracted,
+    slit_label,
+    validate,
+)
 
-__all__ = ["flag_outliers", "select_background", "why_empty"]
+__all__ = ["flag_outliers", "near_one_of", "select_background", "why_empty"]
 
 Windows = Sequence[tuple[float, float]]
 
@@ -216,13 +223,13 @@ def select_background(
     else:
         names = exclude.split(",") if isinstance(exclude, str) else exclude
         bits = flag_mask(ds["quality"], [name.strip() for name in names])
-    use, source = _slits_to_use(ds, slits)
+    use = _slits_to_use(ds, slits)
     selected = map_slits(
         _select_block,
         ds["flux"],
         *[ds[n].data for n in ("flux", "error", "wavelength", "yrel", "quality")],
         use,
-        source,
+        occupied_shutters(ds),
         dtype=np.bool_,
         windows=windows,
         bits=bits,
@@ -272,12 +279,11 @@ def _check_windows(yrel: Windows) -> NDArray[np.float64]:
     return windows
 
 
-def _slits_to_use(ds: xr.Dataset, slits: str | Sequence[int]) -> tuple[NDArray, NDArray]:
-    """Per slit: whether to use it, and the shutter to leave out (NaN for none)."""
+def _slits_to_use(ds: xr.Dataset, slits: str | Sequence[int]) -> NDArray[np.bool_]:
+    """Whether to use each slit."""
     background = ds["is_background"].values
-    source = np.where(background, np.nan, ds["source_shutter"].values).astype(np.float32)
     # A science slit that does not say where its source sits has no shutter known to be empty.
-    known = background | np.isfinite(source)
+    known = background | np.isfinite(ds["source_shutter"].values)
     if isinstance(slits, str):
         choices = {"all": known, "background": background}
         if slits not in choices:
@@ -303,19 +309,29 @@ def _slits_to_use(ds: xr.Dataset, slits: str | Sequence[int]) -> tuple[NDArray, 
             found=f"{int(background.sum())} sky slits and {int(known.sum())} usable of {use.size}",
             remedy="set is_background or source_shutter, or name the slitlets with slits=[...]",
         )
-    return use, source
+    return use
 
 
-def _select_block(flux, error, wavelength, yrel, quality, use, source, *, windows, bits):
+@numba.njit(nogil=True)
+def near_one_of(yrel, shutters):  # pragma: no cover - compiled
+    """Whether a pixel looks through one of the shutters; NaN stands for none."""
+    near = False
+    for k in range(shutters.size):
+        near |= abs(yrel - shutters[k]) <= 0.5
+    return near
+
+
+def _select_block(flux, error, wavelength, yrel, quality, use, occupied, *, windows, bits):
     out = np.zeros(flux.shape, dtype=np.bool_)
     masked = (quality & quality.dtype.type(bits)) != 0
-    _select_pixels(flux, error, wavelength, yrel, masked, use.ravel(), source.ravel(), windows, out)
+    occupied = np.ascontiguousarray(occupied[:, 0])
+    _select_pixels(flux, error, wavelength, yrel, masked, use.ravel(), occupied, windows, out)
     return out
 
 
 @numba.njit(nogil=True)
 def _select_pixels(
-    flux, error, wavelength, yrel, masked, use, source, windows, out
+    flux, error, wavelength, yrel, masked, use, occupied, windows, out
 ):  # pragma: no cover - compiled
     for s in range(flux.shape[0]):
         if not use[s]:
@@ -327,7 +343,7 @@ def _select_pixels(
                 if not (np.isfinite(flux[s, i, j]) and np.isfinite(wavelength[s, i, j])):
                     continue
                 r = yrel[s, i, j]
-                if not np.isnan(source[s]) and abs(r - source[s]) <= 0.5:
+                if near_one_of(r, occupied[s]):
                     continue
                 for k in range(windows.shape[0]):
                     if windows[k, 0] <= r <= windows[k, 1]:

@@ -14,7 +14,8 @@ from .blocks import map_slits
 from .errors import DatasetError
 from .project import project_master
 from .quality import DEFAULT_EXCLUDE, do_not_use, flag_mask
-from .schema import PIXEL_DIMS, refuse_subtracted, validate
+from .schema import PIXEL_DIMS, occupied_shutters, refuse_subtracted, validate
+from .select import near_one_of
 
 __all__ = ["before_subtraction", "nod_errors", "subtract", "subtract_nods"]
 
@@ -170,8 +171,7 @@ def subtract_nods(ds: xr.Dataset) -> xr.Dataset:
     """
     validate(ds)
     refuse_subtracted(ds)
-    source = np.where(ds["is_background"].values, np.nan, ds["source_shutter"].values)
-    stacked = _other_nods(ds, source)
+    stacked = _other_nods(ds, occupied_shutters(ds))
     units = {"units": ds["flux"].attrs["units"]}
     names_attrs = {
         "background": {"long_name": "mean of the other nods", **units},
@@ -210,12 +210,12 @@ def nod_errors(ds: xr.Dataset) -> xr.DataArray:
     >>> round(float(share.median()), 1)  # 1 / sqrt(2) for two others
     0.7
     """
-    stacked = _other_nods(ds, np.full(ds.sizes["slit"], np.nan))
+    stacked = _other_nods(ds, np.full((ds.sizes["slit"], 1, 1), np.nan, dtype=np.float32))
     return xr.DataArray(stacked[..., 1], dims=PIXEL_DIMS, attrs=dict(ds["error"].attrs))
 
 
-def _other_nods(ds: xr.Dataset, source: NDArray):
-    """Mean of the other nods and its standard error, (slit, y, x, 2), without shutters `source`."""
+def _other_nods(ds: xr.Dataset, occupied: NDArray):
+    """Mean of the other nods and its standard error, (slit, y, x, 2), without some shutters."""
     bits = flag_mask(ds["quality"], DEFAULT_EXCLUDE, missing="ignore")
     # Slitlet numbers begin anew in each MSA configuration of a visit; the shutters tell them apart.
     same = ("program", "visit", "detector", "slitlet", "quadrant", "shutter_row", "shutter_column")
@@ -231,7 +231,7 @@ def _other_nods(ds: xr.Dataset, source: NDArray):
         for values in (
             group,
             ds["nod"].values,
-            source,
+            occupied,
             ds["y_start"].values,
             ds["x_start"].values,
         )
@@ -263,18 +263,19 @@ def _gathered(array, order: NDArray, group: NDArray):
 
 
 def _nod_block(
-    flux, error, yrel, quality, group, nod, source, y_start, x_start, *, bits
+    flux, error, yrel, quality, group, nod, occupied, y_start, x_start, *, bits
 ) -> NDArray[np.float32]:
     usable = ((quality & quality.dtype.type(bits)) == 0) & np.isfinite(flux) & (error > 0)
     out = np.full((*flux.shape, 2), np.nan, dtype=np.float32)
-    vectors = [v.ravel() for v in (group, nod, source, y_start, x_start)]
-    _nod_means(flux, error, yrel, usable, *vectors, out)
+    group, nod, y_start, x_start = (v.ravel() for v in (group, nod, y_start, x_start))
+    occupied = np.ascontiguousarray(occupied[:, 0])
+    _nod_means(flux, error, yrel, usable, group, nod, occupied, y_start, x_start, out)
     return out
 
 
 @numba.njit(nogil=True)
 def _nod_means(
-    flux, error, yrel, usable, group, nod, source, y_start, x_start, out
+    flux, error, yrel, usable, group, nod, occupied, y_start, x_start, out
 ):  # pragma: no cover - compiled
     n_slits, ny, nx = flux.shape
     first, last = 0, 0
@@ -296,7 +297,7 @@ def _nod_means(
                     m = j + x_start[s] - x_start[p]
                     if k < 0 or k >= ny or m < 0 or m >= nx or not usable[p, k, m]:
                         continue
-                    if not np.isnan(source[p]) and abs(yrel[p, k, m] - source[p]) <= 0.5:
+                    if near_one_of(yrel[p, k, m], occupied[p]):
                         continue
                     total += flux[p, k, m]
                     variance += np.float64(error[p, k, m]) ** 2

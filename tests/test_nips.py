@@ -12,7 +12,7 @@ from astropy.io import fits
 
 import mbkg_xr as mx
 from mbkg_xr.errors import InputFileError, InputFilesError, ParameterError
-from mbkg_xr.io import NipsLayout, nips
+from mbkg_xr.io import NipsLayout, jwst_file, nips
 from mbkg_xr.io import fits as reading
 from mbkg_xr.quality import NIPS_FLAGS, do_not_use, flag_mask
 from mbkg_xr.schema import SLIT_COORDS, validate
@@ -441,7 +441,7 @@ def test_headers_are_read_once(mixed, monkeypatch):
         mx.io, "hdu_table", lambda path: counted.append(path) or reading.hdu_table(path)
     )
     monkeypatch.setattr(nips, "hdu_table", None)
-    monkeypatch.setattr(mx.io.jwst, "hdu_table", None)
+    monkeypatch.setattr(jwst_file, "hdu_table", None)
     mx.open_program(mixed, cache=False)
     assert len(counted) == len(set(counted)) == 4
 

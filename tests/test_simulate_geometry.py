@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from mbkg_xr.barshadow import shutter_positions
 from mbkg_xr.errors import ParameterError
 from mbkg_xr.simulate import DISPERSERS, get_disperser
-from mbkg_xr.simulate.geometry import cutout, shutter_positions, trace
+from mbkg_xr.simulate.geometry import cutout, trace
 
 PRISM = get_disperser("PRISM")
 

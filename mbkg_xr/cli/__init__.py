@@ -12,6 +12,7 @@ import click
 from ..errors import MbkgError
 from .compare import compare_command
 from .demo import demo
+from .info import info_command
 from .run import run_command
 from .simulate import simulate
 
@@ -46,5 +47,5 @@ def main() -> None:
     """Master background subtraction for JWST NIRSpec multi-object spectra."""
 
 
-for command in (run_command, compare_command, demo, simulate):
+for command in (run_command, compare_command, info_command, demo, simulate):
     main.add_command(command)

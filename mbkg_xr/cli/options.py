@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import click
 
@@ -14,6 +16,7 @@ __all__ = [
     "model_option",
     "nips_layout_option",
     "overwrite_option",
+    "sky_options",
 ]
 
 model_option = click.option(
@@ -49,3 +52,38 @@ def _repeated(args: Sequence[str], option: str) -> Iterator[str]:
         elif inside and args[i - 1] != option:
             yield option
         yield arg
+
+
+class _Sky(click.ParamType):
+    name = "numbers or file"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str | list[int]:
+        text = str(value).strip()
+        if re.fullmatch(r"\d+(\s*,\s*\d+)*", text):
+            return [int(number) for number in text.split(",")]
+        return text
+
+
+def sky_options(command: Callable) -> Callable:
+    """Options of `mbkg_xr.open_program` on which slits are sky; they have its names."""
+    for option in (
+        click.option(
+            "--accept", multiple=True, metavar="KEYWORD",
+            help="Calibration step (S_FLAT, S_PHOTOM) not held against a product.",
+        ),
+        click.option(
+            "--virtual-sky", is_flag=True,
+            help="Slits with virtual sources (negative numbers) are sky.",
+        ),
+        click.option(
+            "--metafile", multiple=True, type=click.Path(),
+            help="MSA metafile.  [default: those among the inputs or beside the products]",
+        ),
+        click.option(
+            "--sky", type=_Sky(),
+            help="Slitlets that are sky, and no others: numbers separated by commas; or a table "
+            "(CSV, ECSV) with slitlet, and is_background or source_shutter.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command

@@ -12,7 +12,12 @@ from ..io import read_template
 from ..models import Template
 from ..progress import show_progress
 from ..schema import SHUTTER_CENTRES
-from .options import json_option, nips_layout_option, overwrite_option
+from .options import (
+    json_option,
+    nips_layout_option,
+    overwrite_option,
+    sky_options,
+)
 from .tables import print_results
 
 __all__ = ["run_command"]
@@ -65,6 +70,7 @@ class _Window(click.ParamType):
 )  # fmt: skip
 @click.option("--skip-bad-slits", is_flag=True, help="Go on without slits that are all bad.")
 @nips_layout_option
+@sky_options
 @json_option
 @overwrite_option
 def run_command(

@@ -15,6 +15,7 @@ import xarray as xr
 from ..errors import InputFileError, MbkgError
 from ..progress import counting
 from . import jwst, nips
+from .choices import check_sky, choices, choose_in_tree, choose_sky
 from .fits import Hdu, by_configuration, hdu_table, scan_files
 from .index import Index, Seen, open_index
 from .lazy import SLITS_A_CHUNK, Chunks, chunked_as
@@ -35,6 +36,10 @@ def open_program(
     nips_layout: NipsLayout | Mapping[str, Any] | str | os.PathLike | None = None,
     cache: bool | str | os.PathLike = True,
     progress: bool | Callable[[int, int], None] = False,
+    sky: Any = None,
+    metafile: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    virtual_sky: bool = False,
+    accept: Sequence[str] = (),
 ) -> xr.DataTree:
     """Open a programme as a lazy tree, one node a disperser/filter pair.
 
@@ -61,6 +66,21 @@ def open_program(
     progress
         Whether to show a bar while files are opened, or what to call with the number of files done
         and of all.
+    sky
+        Your own word on which slits are sky: numbers of slitlets (these are sky, and no others),
+        or a table (DataFrame, CSV or ECSV file) with the column ``slitlet``, and any of
+        ``exposure``, ``detector``, ``visit`` and ``nod`` to say what slits a row is for, and of
+        ``is_background`` and ``source_shutter`` (yrel); slits that no row is for are decided as
+        without it. Without your word it is the MSA metafile's, the source name's (BKG,
+        BACKGROUND), and last the shutter state's; ``sky_reason`` says what decided.
+    metafile
+        MSA metafiles (``_msa.fits``). By default those among `paths` or beside a product that its
+        header names.
+    virtual_sky
+        Whether slits with virtual sources (a negative ``source_id``) are sky.
+    accept
+        Status keywords not held against a product: ``"S_FLAT"`` of slits without flat field, and
+        ``"S_PHOTOM"`` where it and the unit contradict each other.
 
     Returns
     -------
@@ -75,11 +95,13 @@ def open_program(
     Raises
     ------
     InputFileError, InputFilesError
-        Where files are missing or cannot be used, or hold the same slits.
+        Where files are missing or cannot be used, or hold the same slits; where uniform sky cannot
+        be followed into their pixels.
     StoreError
         Where a store cannot be opened.
     ParameterError
-        Where `chunks`, `on_error` or `nips_layout` make no sense.
+        Where `chunks`, `on_error` or `nips_layout` make no sense, or `sky`, `metafile` or `accept`
+        for these products.
 
     Examples
     --------
@@ -90,10 +112,11 @@ def open_program(
     mbkg_xr.errors.InputFileError: no input files [nothing/*.fits]; expected FITS files...
     """
     layout = NipsLayout.of(nips_layout)
+    choice = choices(sky=sky, metafile=metafile, virtual_sky=virtual_sky, accept=accept)
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     store = _the_store(given[0]) if len(given) == 1 else None
     if store is not None:
-        return chunked_as(open_store(store), chunks)
+        return choose_in_tree(chunked_as(open_store(store), chunks), choice)
     files = {os.path.realpath(file): file for path in given for file in _expand(path)}
     index = open_index(cache)
     scan = partial(_scan_product, layout=layout, index=index)
@@ -108,16 +131,21 @@ def open_program(
             expected="slit products of STScI or NIPS",
             found="MSA metafiles only" if files else "nothing",
         )
+    check_sky([s.coords for s in sources], choice)
+    slits = jwst.decide(
+        [s for s in sources if isinstance(s, jwst.SlitSource)],
+        choice=choice,
+        metafiles=list(files),
+        on_error=on_error,
+    )
     datasets = {
         name: jwst.dataset(group, chunks=chunks)
-        for name, group in by_configuration(
-            (s for s in sources if isinstance(s, jwst.SlitSource)), on_error=on_error
-        ).items()
+        for name, group in by_configuration(slits, on_error=on_error).items()
     }
     for name, group in by_configuration(
         (s for s in sources if isinstance(s, nips.NipsSource)), on_error=on_error
     ).items():
-        ds = nips.dataset(group, chunks=chunks, layout=layout)
+        ds = choose_sky(nips.dataset(group, chunks=chunks, layout=layout), choice)
         if name in datasets:
             name = f"{name}-nips"
             ds = ds.assign_attrs(configuration=name)

@@ -1,282 +1,264 @@
 """STScI products in: ``_cal`` files and single-slit products, as lazy slit datasets.
 
-Opening reads headers and the metadata of the ASDF extension. Pixels are read by offset, and yrel
-from the file's own WCS, when they are asked for.
+Opening reads headers and the metadata of the ASDF extension (`mbkg_xr.io.jwst_file`), and decides
+what the pixels mean and which of them are sky. Pixels are read by offset, and yrel from the file's
+own WCS, when they are asked for.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from astropy import units as u
 from numpy.typing import NDArray
 
-from ..errors import InputFileError
+from ..barshadow import reference_profile
+from ..errors import InputFileError, InputFilesError
 from ..quality import JWST_FLAGS
-from ..schema import configuration_name
-from .fits import (
-    Hdu,
-    by_configuration,
-    first_given,
-    hdu_table,
-    lazy_dataset,
-    read_bytes,
-    scan_files,
-)
-from .headers import Header
+from .calibration import Calibration, Facts, calibration, path_loss_known, steps_in_words
+from .choices import Choices
+from .fits import by_configuration, lazy_dataset, scan_files
+from .jwst_file import SlitSource, read_plane, scan_file
 from .lazy import Chunks
-from .wcs import slit_metadata, wcs_yrel
+from .msa import Metafiles
+from .sky import Verdict, judge
+from .wcs import wcs_wavelength, wcs_yrel
 
-__all__ = ["SlitSource", "dataset", "open_slits", "scan_file"]
+__all__ = ["Slit", "SlitSource", "dataset", "decide", "open_slits", "scan_file"]
 
-_NEEDED = ("SCI", "ERR", "DQ", "WAVELENGTH")
-_EXTENSIONS = {
-    "flux": "SCI",
-    "error": "ERR",
-    "quality": "DQ",
-    "wavelength": "WAVELENGTH",
-    "var_rnoise": "VAR_RNOISE",
-    "var_poisson": "VAR_POISSON",
-}
-_SUBTRACTED = ("S_BKDSUB", "S_MSBSUB")  # steps that take the sky off, once they are COMPLETE
-_NAME = re.compile(r"(jw\d{11}_\d{5}_\d{5})")
+# What flux is scaled by, scales these to which power.
+_SCALED = {"flux": 1, "error": 1, "var_rnoise": 2, "var_poisson": 2}
 
 
 @dataclass(frozen=True)
-class SlitSource:
-    """Where one slit's pixels lie.
+class Slit:
+    """One slit: the facts of its product, and what was decided about it."""
 
-    Attributes
-    ----------
-    path
-        The file.
-    shape
-        ``(ny, nx)`` of the cut-out.
-    offsets
-        Byte offset of each variable's pixels.
-    asdf_offset, asdf_size
-        Of the ASDF extension's bytes.
-    index
-        Position in a multi-slit product's list of slits, None in a single-slit product.
-    coords
-        The slit's coordinates.
-    units, configuration
-        As the file says.
-    kept
-        Path and offset where planes from the WCS are kept, None without a cache.
-    """
-
-    path: str
-    shape: tuple[int, int]
-    offsets: dict[str, int]
-    asdf_offset: int
-    asdf_size: int
-    index: int | None
+    source: SlitSource
+    calibration: Calibration
     coords: dict[str, Any]
-    units: str
-    configuration: str
-    kept: tuple[str, int] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.source.shape
+
+    @property
+    def units(self) -> str:
+        return self.calibration.units
+
+    @property
+    def configuration(self) -> str:
+        return self.source.configuration
 
 
 # ------------------------------------------------------------------------------------------------
-# Structure: headers only
+# Decisions
 
 
-def scan_file(path: str | Path, hdus: Sequence[Hdu] | None = None) -> list[SlitSource]:
-    """Read the structure of one product, no pixels.
+def decide(
+    sources: Sequence[SlitSource],
+    *,
+    choice: Choices | None = None,
+    metafiles: Sequence[str | Path] = (),
+    on_error: str = "raise",
+) -> list[Slit]:
+    """Decide what pixels mean and which slits are sky.
 
     Parameters
     ----------
-    path
-        A FITS file of a ``SlitModel`` or ``MultiSlitModel``.
-    hdus
-        Its headers, where they have been read already.
+    sources
+        From `scan_file`, of any number of files; the slits keep their order.
+    choice
+        What the user decided.
+    metafiles
+        MSA metafiles that lie among the inputs.
+    on_error
+        ``"raise"`` one error that reports all slits that cannot be used, or ``"warn"`` and keep
+        the others.
 
     Returns
     -------
-    list of SlitSource
-        One a slit, in the order of the file.
+    list of Slit
 
     Raises
     ------
-    InputFileError
-        Where the file is missing, is not FITS, is truncated, is not from NIRSpec, or lacks an
-        extension or the WCS.
+    InputFileError, InputFilesError
+        Where uniform sky cannot be followed into the pixels of slits, or a metafile cannot be
+        used.
+    ParameterError
+        Where rows of the user's table of sky slits contradict each other.
     """
-    path = Path(path)
-    hdus = hdu_table(path) if hdus is None else hdus
-    extensions = {(h.name, h.version): (h.offset, h.header) for h in hdus}
-    versions = sorted(v for e, v in extensions if e == "SCI")
-    if not versions:
-        raise InputFileError(
-            "no SCI extension",
-            where=path.name,
-            expected=" ".join(_NEEDED),
-            found=" ".join(h.name for h in hdus),
-            remedy="give calibrated slit products: _cal or single slits of STScI, or NIPS spectra",
-        )
-    asdf_hdu = next((h for h in hdus if h.name == "ASDF"), None)
-    tree = slit_metadata(path, asdf_hdu)
-    multi = "slits" in tree
-    slits = tree["slits"] if multi else [tree]
-    if len(slits) != len(versions):
-        raise InputFileError(
-            "slits of the metadata and of the extensions differ",
-            where=path.name,
-            expected=f"{len(versions)} slits",
-            found=len(slits),
-        )
-    assert asdf_hdu is not None
-    return [
-        _slit_source(
-            path, extensions, version, meta, hdus[0].header, asdf_hdu, i if multi else None
-        )
-        for i, (version, meta) in enumerate(zip(versions, slits, strict=True))
-    ]
-
-
-def _slit_source(
-    path: Path,
-    extensions: dict,
-    version: int,
-    meta: dict,
-    primary: Header,
-    asdf_hdu: Hdu,
-    index: int | None,
-) -> SlitSource:
-    header = extensions["SCI", version][1]
-    slitlet = int(first_given(header.get("SLITID"), meta.get("slitlet_id"), version))
-    where = f"{path.name}, slitlet {slitlet}"
-    missing = [name for name in _NEEDED if (name, version) not in extensions]
-    if missing:
-        raise InputFileError(
-            "missing extension", where=where, expected=" ".join(_NEEDED), found="no " + missing[0]
-        )
-    shape = (int(header.get("NAXIS2", 0)), int(header.get("NAXIS1", 0)))
-    offsets = {}
-    for variable, name in _EXTENSIONS.items():
-        if (name, version) not in extensions:
+    choice = choice or Choices()
+    calibrations = _calibrations(sources, choice, on_error)
+    at_hand = Metafiles(choice.metafiles, metafiles, on_error=on_error)
+    verdicts = _verdicts(sources, choice, at_hand)
+    out = []
+    for source, found, verdict in zip(sources, calibrations, verdicts, strict=True):
+        if found is None:
             continue
-        offset, other = extensions[name, version]
-        found = (int(other.get("NAXIS2", 0)), int(other.get("NAXIS1", 0)), other["BITPIX"])
-        bits = 32 if name == "DQ" else -32
-        scaled = (other.get("BSCALE", 1), other.get("BZERO", 0))
-        if found != (*shape, bits) or scaled != (1, 2**31 if name == "DQ" else 0):
-            raise InputFileError(
-                f"unexpected layout of {name}",
-                where=where,
-                expected=f"{shape} pixels, BITPIX {bits}",
-                found=f"{found[:2]} pixels, BITPIX {found[2]}, BSCALE and BZERO {scaled}",
-            )
-        offsets[variable] = offset
-    if "var_rnoise" not in offsets or "var_poisson" not in offsets:
-        offsets = {k: v for k, v in offsets.items() if not k.startswith("var_")}
-    return SlitSource(
-        path=str(path.resolve()),
-        shape=shape,
-        offsets=offsets,
-        asdf_offset=asdf_hdu.offset,
-        asdf_size=asdf_hdu.size,
-        index=index,
-        coords=_coords(path, header, meta, primary, slitlet),
-        units=_units(header, where),
-        configuration=configuration_name(
-            str(primary.get("GRATING", "")), str(primary.get("FILTER", ""))
-        ),
-    )
+        coords = {
+            **source.coords,
+            **verdict.coords,
+            "path": source.path,
+            "calibrated_as": found.calibrated_as,
+            "flux_factor": found.flux_factor,
+            "calibration": found.reason,
+            "subtracted": found.subtracted,
+        }
+        out.append(Slit(source, found, coords))
+    return out
 
 
-def _units(header: Header, where: str) -> str:
-    text = str(header.get("BUNIT", "")).strip()
-    try:
-        unit = u.Unit(text)
-    except ValueError:
-        unit = u.dimensionless_unscaled
-    if not (unit.is_equivalent("MJy/sr") or unit.is_equivalent("ct/s") or text == "DN/s"):
-        raise InputFileError(
-            "flux that is not a surface brightness",
-            where=where,
-            expected="BUNIT of MJy/sr (a slit calibrated as an extended source) or DN/s",
-            found=text or "no BUNIT",
-            remedy="calibrate as EXTENDED: run calwebb_spec2 with extract_2d and srctype so that "
-            "the slit keeps MJy/sr",
+def _calibrations(
+    sources: Sequence[SlitSource], choice: Choices, on_error: str
+) -> list[Calibration | None]:
+    known = {s.configuration for s in sources if path_loss_known(s.facts)}
+    refused: dict[tuple, list[int]] = {}
+    errors: dict[tuple, InputFileError] = {}
+    found: list[Calibration | None] = []
+    for source in sources:
+        common = source.configuration not in known
+        try:
+            found.append(calibration(source.facts, accept=choice.accept, common_loss=common))
+        except InputFileError as error:
+            found.append(None)
+            key = (source.coords["filename"], str(error))
+            refused.setdefault(key, []).append(source.coords["slitlet"])
+            errors.setdefault(key, error)
+    problems = [
+        InputFileError(
+            error.cause,
+            where=f"{key[0]}, {_slitlets(refused[key])}",
+            expected=error.expected,
+            found=error.found,
+            remedy=error.remedy,
         )
-    return text
+        for key, error in errors.items()
+    ]
+    if problems and (on_error == "raise" or not any(found)):
+        raise problems[0] if len(problems) == 1 else InputFilesError(list(problems))
+    for problem in problems:
+        warnings.warn(f"left out: {problem}", stacklevel=4)
+    return found
 
 
-def _coords(
-    path: Path, header: Header, meta: dict, primary: Header, slitlet: int
-) -> dict[str, Any]:
-    """Slit coordinates from header keywords, and the ASDF metadata where those are silent."""
-    state = str(first_given(header.get("SHUTSTA"), meta.get("shutter_state"), ""))
-    source_name = str(first_given(header.get("SRCNAME"), meta.get("source_name"), ""))
-    # The official pipeline names them so (1345_BKG12), and marks a shutter of theirs with x too.
-    named_sky = bool(re.search("BKG|BACKGROUND", source_name.upper()))
-    marked = state.index("x") - (len(state) - 1) // 2 if state.count("x") == 1 else None
-    # shutter_id = row + (column - 1) * 365 is of the marked shutter, which moves with the nods;
-    # what stays is the slitlet's middle.
-    shutter = int(first_given(header.get("SHUTTRID"), meta.get("shutter_id"), 0)) - 1
-    row = int(first_given(meta.get("xcen"), shutter % 365 + 1 if shutter >= 0 else -1))
-    column = int(first_given(meta.get("ycen"), shutter // 365 + 1 if shutter >= 0 else -1))
-    name = _NAME.search(str(primary.get("FILENAME", ""))) or _NAME.search(path.name)
-    program, observation, visit = (
-        str(primary.get(k, "")).strip() for k in ("PROGRAM", "OBSERVTN", "VISIT")
-    )
-    return {
-        "exposure": name.group(1) if name else path.stem,
-        "detector": str(primary.get("DETECTOR", "")).strip(),
-        "slitlet": slitlet,
-        "source_id": int(first_given(header.get("SOURCEID"), meta.get("source_id"), 0)),
-        "source_name": source_name,
-        "nod": int(first_given(primary.get("PATT_NUM"), meta.get("dither_position"), -1)),
-        "program": program,
-        "visit": f"{program}{observation}{visit}",
-        "quadrant": int(first_given(header.get("MSAQUAD"), meta.get("quadrant"), -1)),
-        "shutter_row": row,
-        "shutter_column": column - (marked or 0) if column > 0 else column,
-        "n_shutters": len(state) or -1,
-        "exposure_time": float(first_given(primary.get("EFFEXPTM"), header.get("XPOSURE"), np.nan)),
-        "mjd": float(first_given(primary.get("EXPMID"), header.get("MJD-AVG"), np.nan)),
-        "is_background": named_sky or (bool(state) and "x" not in state),
-        "source_shutter": np.nan if named_sky or marked is None else float(marked),
-        "x_start": int(first_given(header.get("SLTSTRT1"), 1)) - 1,
-        "y_start": int(first_given(header.get("SLTSTRT2"), 1)) - 1,
-        "filename": path.name,
-        "subtracted": " ".join(k for k in _SUBTRACTED if primary.get(k) == "COMPLETE"),
-    }
+def _slitlets(numbers: Sequence[int]) -> str:
+    return f"slitlet{'s' * (len(numbers) > 1)} " + ", ".join(map(str, numbers))
+
+
+def _verdicts(
+    sources: Sequence[SlitSource], choice: Choices, metafiles: Metafiles
+) -> list[Verdict]:
+    metafiles.check(s.coords["visit"] for s in sources)
+    verdicts: list[Verdict] = []
+    conflicts: dict[str, list[str]] = {}
+    for source in sources:
+        slitlets = metafiles.slitlets(
+            source.path,
+            source.metafile,
+            source.coords["visit"],
+            source.metadata_id,
+            source.coords["nod"],
+        )
+        verdict = judge(
+            source.coords,
+            source.facts.shutter_state,
+            slitlets,
+            user=choice.user,
+            virtual_sky=choice.virtual_sky,
+        )
+        verdicts.append(verdict)
+        file = source.coords["filename"]
+        if isinstance(slitlets, str) and slitlets:
+            conflicts.setdefault(file, []).append(slitlets)
+        elif verdict.conflict:
+            conflicts.setdefault(file, []).append(
+                f"slitlet {source.coords['slitlet']}: {verdict.conflict}"
+            )
+    for file, texts in conflicts.items():
+        several = list(dict.fromkeys(texts))
+        more = f" and {len(several) - 5} others" if len(several) > 5 else ""
+        warnings.warn(
+            f"MSA metafile and product do not agree [{file}]: " + "; ".join(several[:5]) + more,
+            stacklevel=4,
+        )
+    return verdicts
 
 
 # ------------------------------------------------------------------------------------------------
 # Pixels, when asked for
 
 
-def _read_plane(source: SlitSource, variable: str) -> NDArray:
-    offset = source.offsets[variable]
-    raw = read_bytes(source.path, offset, 4 * source.shape[0] * source.shape[1])
-    if variable == "quality":
-        # FITS keeps unsigned integers shifted by 2^31, which is a flip of the highest bit.
-        return (np.frombuffer(raw, ">u4") ^ np.uint32(1 << 31)).reshape(source.shape)
-    return np.frombuffer(raw, ">f4").reshape(source.shape)
-
-
-def _planes(sources: Sequence[SlitSource], variable: str) -> Iterator[NDArray]:
+def _planes(slits: Sequence[Slit], variable: str) -> Iterator[NDArray]:
     """Pixels of slits, one after the other."""
     if variable == "yrel":
-        return (
-            np.where(np.isfinite(_read_plane(source, "wavelength")), yrel, np.float32(np.nan))
-            for source, yrel in zip(sources, wcs_yrel(sources), strict=True)
-        )
-    return (_read_plane(s, variable) for s in sources)
+        yrels = wcs_yrel([s.source for s in slits])
+        return (_inside(s, yrel) for s, yrel in zip(slits, yrels, strict=True))
+    if variable == "wavelength":
+        return _wavelengths(slits)
+    if variable == "response":
+        return _responses(slits)
+    if variable in _SCALED:
+        return (_scaled(s, variable) for s in slits)
+    return (read_plane(s.source, variable) for s in slits)
+
+
+def _inside(slit: Slit, values: NDArray) -> NDArray[np.float32]:
+    """Values where the product has a wavelength, NaN elsewhere."""
+    inside = np.isfinite(read_plane(slit.source, "wavelength"))
+    return np.where(inside, values, np.nan).astype(np.float32)
+
+
+def _scaled(slit: Slit, variable: str) -> NDArray[np.float32]:
+    values = read_plane(slit.source, variable)
+    factor = slit.calibration.flux_factor
+    if factor == 1:
+        return values
+    # What bad pixels hold may leave the range of float32, and is no use anyway.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (values.astype(np.float64) * factor ** _SCALED[variable]).astype(np.float32)
+
+
+def _wavelengths(slits: Sequence[Slit]) -> Iterator[NDArray]:
+    """Wavelengths of sky: those filed, but for sources off the centre of their shutter."""
+    unshifted = wcs_wavelength([s.source for s in slits if s.calibration.shifted])
+    for slit in slits:
+        if slit.calibration.shifted:
+            yield _inside(slit, next(unshifted))
+        else:
+            yield read_plane(slit.source, "wavelength")
+
+
+def _responses(slits: Sequence[Slit]) -> Iterator[NDArray]:
+    """Signal of uniform sky in the pixels as they are calibrated, per unit of itself."""
+    yrels = wcs_yrel([s.source for s in slits if s.calibration.bars == "profile"])
+    for slit in slits:
+        source, found = slit.source, slit.calibration
+        response = np.ones(slit.shape)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if found.path_loss:
+                response *= read_plane(source, "pathloss_uniform")
+            if found.path_loss == "UN/PS":
+                response /= read_plane(source, "pathloss_point")
+        if found.bars == "BARSHADOW":
+            response *= read_plane(source, "barshadow")
+        elif found.bars:
+            response *= reference_profile(next(yrels), source.facts.shutter_state)
+        response[~(np.isfinite(response) & (response > 0))] = np.nan
+        yield _inside(slit, response)
+
+
+# ------------------------------------------------------------------------------------------------
+# Datasets
 
 
 def open_slits(
-    paths: Sequence[str | Path], *, chunks: Chunks = 32, on_error: str = "raise"
+    paths: Sequence[str | Path], *, chunks: int = 32, on_error: str = "raise"
 ) -> dict[str, xr.Dataset]:
     """Open STScI products as one lazy slit dataset a configuration.
 
@@ -299,24 +281,35 @@ def open_slits(
     InputFileError, InputFilesError
         Where files cannot be used.
     """
-    groups = by_configuration(scan_files(paths, scan_file, on_error=on_error))
+    slits = decide(scan_files(paths, scan_file, on_error=on_error), on_error=on_error)
+    groups = by_configuration(slits)
     return {name: dataset(group, chunks=chunks) for name, group in groups.items()}
 
 
-def dataset(sources: Sequence[SlitSource], *, chunks: Chunks = 32) -> xr.Dataset:
-    """A lazy slit dataset of slits of one configuration.
+def dataset(slits: Sequence[Slit], *, chunks: Chunks = 32) -> xr.Dataset:
+    """A lazy slit dataset of slits of one configuration, from `decide`.
 
     Raises
     ------
     InputFileError
         Where slits have different units.
     """
-    common = set.intersection(*(set(s.offsets) for s in sources))
+    common = set.intersection(*(set(s.source.offsets) for s in slits))
+    variables = ["flux", "error", "quality", "wavelength", "yrel"]
+    if {"var_rnoise", "var_poisson"} <= common:
+        variables += ["var_rnoise", "var_poisson"]
+    if any(s.calibration.has_response for s in slits):
+        variables.append("response")
     return lazy_dataset(
-        sources,
+        slits,
         _planes,
-        [v for v in _EXTENSIONS if v in common] + ["yrel"],
+        variables,
         chunks=chunks,
         flags=JWST_FLAGS,
         quality_dtype=np.uint32,
+        attrs={"calibration_steps": steps_in_words(_facts_by_file(slits))},
     )
+
+
+def _facts_by_file(slits: Iterable[Slit]) -> list[Facts]:
+    return list({s.source.path: s.source.facts for s in slits}.values())

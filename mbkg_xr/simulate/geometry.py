@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..barshadow import shutter_positions
 from .dispersers import Disperser
 
 __all__ = [
@@ -21,7 +22,6 @@ __all__ = [
     "cutout",
     "msa_position",
     "pixel_coordinates",
-    "shutter_positions",
     "sky_position",
     "trace",
 ]
@@ -129,21 +129,6 @@ class Trace:
         """Row of the middle shutter's centre at detector columns."""
         v = (column - self.x) / 200.0
         return self.y + (self.slope + self.curve * v) * v
-
-
-def shutter_positions(n_shutters: int) -> np.ndarray:
-    """Yrel of the shutter centres of a slitlet, always integers.
-
-    Slitlets of an even number of shutters have no middle one: 0 is then the one below the middle,
-    so the shutters of a two-shutter slitlet lie at 0 and +1 (half a pitch is added to the distance
-    from the slitlet's middle).
-
-    Examples
-    --------
-    >>> shutter_positions(3).tolist(), shutter_positions(2).tolist()
-    ([-1, 0, 1], [0, 1])
-    """
-    return np.arange(n_shutters) - (n_shutters - 1) // 2
 
 
 def msa_position(quadrant: int, row: float, column: float) -> tuple[float, float]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import erf
 
-from .geometry import shutter_positions
+from ..barshadow import REFERENCE_BARS, bar_transmission, reference_bars, shutter_positions
 
 __all__ = [
-    "BAR_FLOOR",
     "BarShadow",
     "bar_shadow",
     "colour_term",
@@ -20,10 +18,9 @@ __all__ = [
     "spectrograph_flat",
 ]
 
-# Transmission of a shutter against yrel: an opening of half height h about its centre + offset,
-# blurred by a Gaussian of width sigma, in pitches. Source of the true profile: fits to the
-# empirical PRISM bar shadow of background shutters (programme 2750, published with msaexp, MIT
-# licence), rms 0.02. They also describe the bars left in the three real CEERS slitlets to 0.03.
+# Parameters of `bar_transmission` as it truly is, by wavelength. Source: fits to the empirical
+# PRISM bar shadow of background shutters (programme 2750, published with msaexp, MIT licence), rms
+# 0.02. They also describe the bars left in the three real CEERS slitlets to 0.03.
 _TRUE_WAVELENGTH = np.array([0.7, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.3])
 _TRUE_HALF = np.array(
     [0.4319, 0.4286, 0.4251, 0.4212, 0.4169, 0.4133, 0.4124, 0.4073, 0.4004, 0.3988, 0.3984]
@@ -34,11 +31,6 @@ _TRUE_OFFSET = np.array(
 _TRUE_SIGMA = np.array(
     [0.0945, 0.0951, 0.0969, 0.0989, 0.1019, 0.1073, 0.1105, 0.1166, 0.1214, 0.1252, 0.1276]
 )
-# Source of the profile products are corrected with: a fit to the BARSHADOW extension of the three
-# CEERS slitlets (1.4 to 5.4 um, rms 0.03, no change with wavelength beyond that).
-_REFERENCE = (0.407, -0.0256, 0.1150)
-#: BARSHADOW of those slitlets beyond the outer edges of the slitlet, where no light falls.
-BAR_FLOOR = 0.42
 
 # Source: uniform path loss of a 1x3 slitlet (simulated PSF), equal to PATHLOSS_UN of the CEERS
 # slitlets; every 0.27 um from 0.6 um.
@@ -89,7 +81,6 @@ _FLAT = 1e-4 * np.array(
 # The standard deviation of its colour (degrees 1 to 3) over the four quadrants and the band.
 _FLAT_COLOUR = 0.0153
 
-_Number = float | np.ndarray
 _YREL_STEP = 1 / 256
 _WAVELENGTHS = np.linspace(0.55, 5.45, 33)
 
@@ -115,15 +106,10 @@ class BarShadow:
             for p in (_TRUE_HALF, _TRUE_OFFSET, _TRUE_SIGMA)
         )
         half, offset, sigma = (
-            r + mismatch * (t - r) for r, t in zip(_REFERENCE, true, strict=True)
+            r + mismatch * (t - r) for r, t in zip(REFERENCE_BARS, true, strict=True)
         )
-        # The reference repeats with the pitch inside the slitlet and is flat beyond its edges.
-        beyond = (yrel < positions[0] - 0.5) | (yrel > positions[-1] + 0.5)
-        everywhere = np.arange(positions[0] - 2, positions[-1] + 3)
-        reference = _transmission(grid, everywhere, *_REFERENCE)
-        reference[beyond] = BAR_FLOOR
-        self.reference = reference * np.ones_like(wavelength)
-        self.residual = _transmission(grid, positions, half, offset, sigma) / self.reference
+        self.reference = reference_bars(grid, positions) * np.ones_like(wavelength)
+        self.residual = bar_transmission(grid, positions, half, offset, sigma) / self.reference
 
     def __call__(self, yrel: np.ndarray, wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``(reference, residual)`` at pixels, by bilinear interpolation."""
@@ -213,17 +199,6 @@ def spectrograph_flat(quadrant: int, row: float, column: float) -> np.ndarray:
     """
     r, c = (row - 183) / 182, (column - 86) / 85
     return _FLAT[quadrant - 1] @ np.array([1.0, r, c, r * r, r * c, c * c]) / _FLAT_COLOUR
-
-
-def _transmission(
-    yrel: np.ndarray, shutters: np.ndarray, half: _Number, offset: _Number, sigma: _Number
-) -> np.ndarray:
-    width = np.sqrt(2.0) * np.asarray(sigma)
-
-    def one(d: _Number) -> np.ndarray:
-        return (erf((d + half) / width) - erf((d - half) / width)) / 2
-
-    return sum(one(yrel - offset - k) for k in shutters) / one(0.0)
 
 
 def _cell(position: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

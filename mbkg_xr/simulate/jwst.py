@@ -11,8 +11,9 @@ import xarray as xr
 from astropy.io import fits
 from astropy.time import Time
 
+from ..barshadow import shutter_positions
 from .dispersers import Disperser
-from .geometry import EDGE, MSA_SHAPE, OPEN_PITCH, shutter_positions, sky_position
+from .geometry import EDGE, MSA_SHAPE, OPEN_PITCH, sky_position
 from .instrument import bar_shadow, path_loss, point_path_loss
 from .products import exposures_of, new_file, slit_geometry, the_disperser
 

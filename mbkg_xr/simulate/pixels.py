@@ -8,9 +8,10 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import ndtri
 
+from ..barshadow import shutter_positions
 from ..quality import JWST_FLAGS
 from .dispersers import OVERSAMPLING, Disperser
-from .geometry import EDGE, Trace, pixel_coordinates, shutter_positions
+from .geometry import EDGE, Trace, pixel_coordinates
 from .instrument import bar_shadow, colour_term, point_response
 from .noise import DEAF, DEAF_ERROR, bad_pixels, noise_levels, pixel_hash, wild_values
 from .sky import Sky, SkyTable, sky_components

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..barshadow import shutter_positions
 from ..errors import ParameterError
 from .dispersers import Disperser
-from .geometry import MSA_SHAPE, cutout, shutter_positions, trace
+from .geometry import MSA_SHAPE, cutout, trace
 from .instrument import spectrograph_flat
 from .pixels import DETECTORS, PLAN, slit_rng
 
