@@ -13,9 +13,9 @@ from .moments import PassState
 from .profile import solve_profile
 from .quality import do_not_use
 from .scales import Scales, SlitScales
-from .shutters import look
+from .shutters import look, sky_shutters
 from .spans import SpanGrid
-from .terms import BIN_SPANS, N_SHUTTERS, ProfileTable, Terms, bin_phase
+from .terms import BIN_SPANS, ProfileTable, Terms, bin_phase
 
 __all__ = ["Differences", "find_differences"]
 
@@ -63,8 +63,7 @@ def find_differences(
     scales, profile
         Which of them to find.
     """
-    background = ds["is_background"].values
-    sky = np.repeat(background[:, None], N_SHUTTERS, axis=1)
+    sky = sky_shutters(ds) & ds["is_background"].values[:, None]
     if present.scales is not None:
         sky &= present.scales.used
     kinds = tuple(sorted({int(n) for n in ds["n_shutters"].values if n > 0})) if profile else ()

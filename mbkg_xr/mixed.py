@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from .populations import population_variance, quadratic, ranks, source_light, sum_by
 from .scales import Scales, SlitScales
-from .shutters import ShutterSums, open_shutters
+from .shutters import ShutterSums, sky_shutters
 from .terms import FIRST_SHUTTER, N_SHUTTERS
 
 __all__ = ["solve_scales"]
@@ -93,12 +93,7 @@ class _Solver:
     ) -> _Solver:
         background = slits["is_background"].values
         source = np.where(background, np.nan, slits["source_shutter"].values)
-        shutter = FIRST_SHUTTER + np.arange(N_SHUTTERS)
-        away = np.abs(shutter[None, :] - source[:, None])
-        # A slit that does not say where its source sits has no shutter known to be empty.
-        known = background | np.isfinite(source)
-        sky = (background[:, None] | (away > 0.5)) & known[:, None]
-        sky &= open_shutters(slits["n_shutters"].values)
+        away = np.abs(FIRST_SHUTTER + np.arange(N_SHUTTERS) - source[:, None])
         held = ~np.isnan(away) & (away <= 0.5)
         light = source_light(
             (sums.weight * held[:, :, None]).sum(axis=1),
@@ -109,7 +104,7 @@ class _Solver:
         return cls(
             sums.weight,
             sums.excess,
-            sky,
+            sky_shutters(slits),
             np.nan_to_num(away).round().astype(np.int64),
             light,
             legendre.legvander(phase, options.order).astype(np.float64),

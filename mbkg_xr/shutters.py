@@ -17,10 +17,19 @@ from numpy.typing import NDArray
 
 from .blocks import reduce_blocks
 from .moments import REFERENCE_TIME, PassState
+from .schema import occupied_shutters
 from .spans import SpanGrid, find_span
 from .terms import BIN_SPANS, FIRST_SHUTTER, N_SHUTTERS, Terms, profile_at, shutter_of
 
-__all__ = ["CENTRE", "PROFILE_FIRST", "PROFILE_STEP", "ShutterSums", "look", "open_shutters"]
+__all__ = [
+    "CENTRE",
+    "PROFILE_FIRST",
+    "PROFILE_STEP",
+    "ShutterSums",
+    "look",
+    "open_shutters",
+    "sky_shutters",
+]
 
 Array = NDArray[np.float64]
 
@@ -44,6 +53,16 @@ def open_shutters(n_shutters: NDArray) -> NDArray[np.bool_]:
     position = FIRST_SHUTTER + np.arange(N_SHUTTERS)
     n = np.asarray(n_shutters)[:, None]
     return (n <= 0) | ((position >= -((n - 1) // 2)) & (position <= n // 2))
+
+
+def sky_shutters(slits: xr.Dataset) -> NDArray[np.bool_]:
+    """``(slit, shutter)``: open shutters that are known to hold no source."""
+    background, source = slits["is_background"].values, slits["source_shutter"].values
+    position = FIRST_SHUTTER + np.arange(N_SHUTTERS)
+    # A slit that does not say where its source sits has no shutter known to be empty.
+    known = background | np.isfinite(source)
+    taken = np.abs(position[None, :, None] - occupied_shutters(slits)) <= 0.5
+    return known[:, None] & ~taken.any(axis=2) & open_shutters(slits["n_shutters"].values)
 
 
 @dataclass

@@ -50,14 +50,16 @@ def test_files_directories_globs_lists_and_stores(cal_files, whole, tmp_path):
 
 
 def test_nothing_is_read_but_what_is_indexed(cal_files, whole, monkeypatch):
-    from mbkg_xr.io import jwst
+    from mbkg_xr.io import jwst_file
 
     ds = opened(cal_files)
     read = []
     monkeypatch.setattr(
-        jwst,
+        jwst_file,
         "read_bytes",
-        lambda path, offset, size, f=jwst.read_bytes: read.append(offset) or f(path, offset, size),
+        lambda path, offset, size, f=jwst_file.read_bytes: (
+            read.append(offset) or f(path, offset, size)
+        ),
     )
     one = ds.flux.variable.isel(slit=3, y=slice(2, 9), x=[4, 7]).values
     assert len(read) == 1
