@@ -212,12 +212,7 @@ def _facts(
         value = first_given(header.get(keyword), meta.get(name), None)
         return None if value is None else bool(value)
 
-    inner = meta.get("meta", {})
-    area = first_given(
-        header.get("PIXAR_SR"),
-        inner.get("photometry", {}).get("pixelarea_steradians"),
-        None,
-    )
+    area = first_given(header.get("PIXAR_SR"), primary.get("PIXAR_SR"), None)
     corrected = truth("BARSHDW", "barshadow_corrected")
     return Facts(
         steps={key: str(primary[key]).strip() for key in STEPS if primary.get(key)},
