@@ -13,6 +13,8 @@ Examples
 from .errors import MbkgError
 from .fit import fit_master
 from .io import NipsLayout, open_program, save
+from .io import open_program, save
+from .io.ingest import ingest
 from .master import evaluate, sample_master
 from .models import BSpline, LogPolynomial
 from .project import master_image, project_master
@@ -37,6 +39,7 @@ __all__ = [
     "evaluate",
     "fit_master",
     "flag_outliers",
+    "ingest",
     "master_image",
     "open_program",
     "pixel_areas",

@@ -1,0 +1,395 @@
+"""Products into a Zarr store: in parallel, exposure by exposure, and as often as need be."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dask
+from dask.system import CPU_COUNT
+
+from ..errors import InputFilesError, MbkgError, ParameterError, StoreError
+from . import _expand
+from .deliver import Delivered, Order, deliver
+from .ingested import common_attrs
+from .intake import IngestReport
+from .journal import Group, Journal, Product, has_journal, read_journal, write_journal
+from .lock import Lock, write_lock
+from .slots import grow, mirror, sweep
+from .store import create_store, finish, is_store
+from .survey import Found, Survey, choose, describe, reason_of, survey
+
+__all__ = ["ingest"]
+
+SLITS_A_CHUNK = 32
+_MARGIN = (8, 32)  # rows and columns that chunks are rounded up to, for larger slits to come
+_LOOK_AT, _LOOK_AT_BYTES = 32, 2**25  # files, and bytes, that one task looks into together
+
+T = TypeVar("T")
+
+
+def ingest(
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    store: str | os.PathLike,
+    *,
+    chunks: int | None = None,
+    on_error: str = "collect",
+    on_step: Callable[[str], None] | None = None,
+    **open_options: Any,
+) -> IngestReport:
+    """Bring slit products into a Zarr store, and new ones into one that exists. Computes.
+
+    An exposure appears in the store when all that was given of it is written; if the process is
+    killed, running it again goes on with what is missing. Files that are in with the same content
+    are passed over, and what `open_program` shows of the store does not depend on the order of
+    files, nor on how many calls brought them in. Work goes through dask: threads by default, or
+    what `dask.config` says, or the `distributed.Client` in use.
+
+    Parameters
+    ----------
+    paths
+        As for `open_program`: files, glob patterns, directories. MSA metafiles serve the reader.
+    store
+        The Zarr store to make or to add to. One process at a time may write to it.
+    chunks
+        Slits in a chunk of a new store, 32 by default.
+    on_error
+        ``"collect"`` unusable files in the report and take the others, or ``"raise"`` before
+        anything is written.
+    on_step
+        Called with a line of text about what is being done.
+    **open_options
+        Passed to `open_program`, such as ``nips_layout``. What the reader decides with them (which
+        slits are sky, say) is stored.
+
+    Returns
+    -------
+    IngestReport
+        What became of each file, with reasons.
+
+    Raises
+    ------
+    ParameterError
+        Where an option makes no sense.
+    StoreError
+        Where the store cannot be written, is not of this function's making, or another process
+        writes to it.
+    InputFilesError
+        With ``on_error="raise"``, where files cannot be used.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx, pathlib, tempfile
+    >>> from mbkg_xr.simulate.nips import write_nips
+    >>> ds = mx.simulate_program(exposures=1, slits=2, background_slits=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     files = write_nips(ds, folder)
+    ...     store = pathlib.Path(folder) / "program.zarr"
+    ...     print(mx.ingest(files, store))
+    ...     print(mx.ingest(files, store))
+    ...     mx.open_program(store)["prism-clear"].sizes["slit"]
+    2 accepted, 0 skipped, 0 failed
+    0 accepted, 2 skipped, 0 failed
+    2
+    """
+    if on_error not in ("collect", "raise"):
+        raise ParameterError("unknown on_error", expected="collect or raise", found=on_error)
+    if chunks is not None and (not isinstance(chunks, int) or chunks < 1):
+        raise ParameterError("unusable chunks", expected="slits, 1 or more", found=chunks)
+    path = Path(store)
+    if path.exists() and not has_journal(path):
+        raise StoreError(
+            "not a store that ingest made",
+            where=str(path),
+            expected="such a store, or nothing",
+            found="a store of another kind" if is_store(path) else "something else",
+            remedy="choose another name",
+        )
+    call = _Call(path, chunks, on_error, on_step or (lambda text: None), open_options)
+    files, absent = _expanded(paths)
+    if not has_journal(path):
+        seen = call.look(files, Journal())
+        if not any(f.status == "new" for f in call.chosen(seen, absent, Journal())):
+            return call.report()
+        with create_store(path) as staging:
+            finish(staging)
+            write_journal(staging, Journal())
+    else:
+        seen = None
+    with write_lock(path) as lock:
+        journal = read_journal(path)
+        sweep(path, journal)
+        seen = seen or call.look(files, journal)
+        new = [f for f in call.chosen(seen, absent, journal) if f.status == "new"]
+        call.bring_in(new, seen, journal, lock)
+    return call.report()
+
+
+def _expanded(
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+) -> tuple[list[str], list[Found]]:
+    """Files that were meant, and patterns that mean none."""
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not given:
+        raise ParameterError("no input files", expected="paths of slit products", found="none")
+    files: dict[str, None] = {}
+    absent = []
+    for path in given:
+        try:
+            files |= dict.fromkeys(str(Path(f).absolute()) for f in _expand(path))
+        except MbkgError as error:
+            absent.append(Found(os.fspath(path), status="failed", reason=str(error)))
+    return sorted(files), absent
+
+
+class _Call:
+    """One call of `ingest`: its options, and what became of each file so far."""
+
+    def __init__(
+        self,
+        store: Path,
+        chunks: int | None,
+        on_error: str,
+        say: Callable[[str], None],
+        options: dict[str, Any],
+    ):
+        self.store, self.chunks, self.on_error, self.say = store, chunks, on_error, say
+        self.options, self.told = options, describe(options)
+        self.rows: dict[str, Found] = {}
+
+    def report(self) -> IngestReport:
+        """What became of the files.
+
+        Raises
+        ------
+        InputFilesError
+            Where that was asked for, and some cannot be used.
+        """
+        bad = [MbkgError(f.reason) for f in self.rows.values() if f.status == "failed"]
+        if bad and self.on_error == "raise":
+            raise InputFilesError(bad)
+        return IngestReport(str(self.store), tuple(self.rows.values()))
+
+    def look(self, files: Sequence[str], journal: Journal) -> Survey:
+        """Digests and structure of all files, whatever is known of them."""
+        known = {name: p.digest for name, p in journal.products.items()}
+        seen = Survey()
+        for some in _batches(_bundles(files), [1] * len(files), 4 * _workers()):
+            self.say(f"looked at {len(seen.found)} of {len(files)} files")
+            tasks = []
+            for bundle in some:
+                names = [Path(f).name for f in bundle]
+                theirs = {n: known[n] for n in names if n in known}
+                tasks.append(partial(survey, bundle, theirs, self.options))
+            for bundle, result in zip(some, _results(tasks), strict=True):
+                if isinstance(result, Survey):
+                    seen.add(result)
+                else:
+                    reason = reason_of(result)
+                    seen.found += [Found(f, status="failed", reason=reason) for f in bundle]
+        return seen
+
+    def chosen(self, seen: Survey, absent: list[Found], journal: Journal) -> list[Found]:
+        """What is to become of all files; those with problems are told now, if that was asked."""
+        files = choose([*seen.found, *absent], journal, self.told)
+        self.rows = {f.path: f for f in files}
+        self.report()
+        return files
+
+    def bring_in(self, new: Sequence[Found], seen: Survey, journal: Journal, lock: Lock) -> None:
+        """Write what is new, and commit it exposure by exposure."""
+        if not new:
+            return
+        orders = self._plan(new, seen, journal, lock)
+        write_journal(self.store, journal)  # what is made from here on is known to be ours
+        self._grow(journal, orders)
+        exposures: dict[str, list[Order]] = defaultdict(list)
+        for order in orders:
+            exposures[order.exposure].append(order)
+        sizes = [len(some) for some in exposures.values()]
+        done = 0
+        for batch in _batches(exposures.values(), sizes, 4 * _workers()):
+            self.say(f"wrote {done} of {len(exposures)} exposures")
+            self._commit(self._delivered([o for some in batch for o in some]), journal, lock)
+            done += len(batch)
+        if any(f.status == "failed" for f in self.rows.values()):
+            sweep(self.store, journal)  # of what could not be read to the end
+
+    def _plan(
+        self, new: Sequence[Found], seen: Survey, journal: Journal, lock: Lock
+    ) -> list[Order]:
+        """Slots for all that is new, by exposure and detector, whatever the order of files."""
+        holders: dict[tuple[str, str, str], list[Found]] = defaultdict(list)
+        sizes: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for one in new:
+            for part in one.parts:
+                holders[part.exposure, part.group, part.detector].append(one)
+                sizes[part.group].append(part.shape)
+                group = journal.groups.setdefault(part.group, Group((0, 0, 0)))
+                for name, variable in seen.variables[part.group, part.flags].items():
+                    group.variables.setdefault(name, variable)
+        for name, shapes in sizes.items():
+            group = journal.groups[name]
+            if not group.blocks:
+                rows, columns = (max(n) for n in zip(*shapes, strict=True))
+                group.chunk = (
+                    self.chunks or SLITS_A_CHUNK,
+                    _rounded(rows, _MARGIN[0]),
+                    _rounded(columns, _MARGIN[1]),
+                )
+            elif self.chunks not in (None, group.chunk[0]):
+                raise ParameterError(
+                    "the store has chunks of another length",
+                    where=str(self.store),
+                    expected=group.chunk[0],
+                    found=self.chunks,
+                    remedy="leave out chunks, or ingest into a new store",
+                )
+        free = {name: group.slots for name, group in journal.groups.items()}
+        orders = []
+        for (exposure, name, detector), files in sorted(holders.items()):
+            group = journal.groups[name]
+            orders.append(
+                Order(
+                    lock=lock,
+                    group=name,
+                    exposure=exposure,
+                    detector=detector,
+                    start=free[name],
+                    files=tuple(files),
+                    chunk=group.chunk,
+                    variables=group.variables,
+                    options=self.options,
+                    told=self.told,
+                )
+            )
+            free[name] += _rounded(orders[-1].count, group.chunk[0])
+        return orders
+
+    def _grow(self, journal: Journal, orders: Iterable[Order]) -> None:
+        for name, group in journal.groups.items():
+            mine = [o for o in orders if o.group == name]
+            rows = max([group.shape[0], *(o.shape[0] for o in mine)])
+            columns = max([group.shape[1], *(o.shape[1] for o in mine)])
+            slots = max([group.slots, *(o.start + o.count for o in mine)])
+            grow(self.store, name, group, slots, (rows, columns))
+
+    def _delivered(self, orders: list[Order]) -> list[Delivered]:
+        """Blocks as written. A file that fails in one of them is left out of all."""
+        done: dict[int, Delivered] = {}
+        todo = dict(enumerate(orders))
+        while todo:
+            results = _results([partial(deliver, order) for order in todo.values()])
+            for (key, order), result in zip(todo.items(), results, strict=True):
+                if isinstance(result, Exception):
+                    reason = reason_of(result)
+                    result = Delivered(order, None, {}, {f.path: reason for f in order.files})
+                done[key] = result
+                for path, reason in result.failed.items():
+                    self.rows[path] = self.rows[path].but("failed", reason)
+            todo = {}
+            for key, result in done.items():
+                good = tuple(f for f in result.written if self.rows[f.path].status != "failed")
+                if len(good) < len(result.written):
+                    todo[key] = replace(result.order, files=good)
+        return list(done.values())
+
+    def _commit(self, delivered: Sequence[Delivered], journal: Journal, lock: Lock) -> None:
+        """Make a batch of exposures visible, all at once."""
+        written = [d for d in delivered if d.block is not None]
+        fresh = False
+        for one in written:
+            coords = journal.groups[one.order.group].coords
+            fresh |= bool(one.coords.keys() - coords.keys())
+            journal.groups[one.order.group].coords = {**one.coords, **coords}
+        if fresh:
+            write_journal(self.store, journal)
+            self._grow(journal, [d.order for d in delivered])
+        for name in sorted({d.order.group for d in written}):
+            group = journal.groups[name]
+            blocks = [d.block for d in written if d.order.group == name and d.block is not None]
+            start = group.slots
+            group.blocks = [*group.blocks, *blocks]
+            mirror(self.store, name, group, start, common_attrs(group.blocks, name))
+        blocks_of: dict[str, list[str]] = defaultdict(list)
+        for one in written:
+            for file in one.written:
+                blocks_of[file.path].append(f"{one.order.group}/{one.order.start}")
+        for path, names in blocks_of.items():
+            file = self.rows[path] = self.rows[path].but("accepted")
+            journal.products[file.name] = Product(file.size, file.digest, names, self.told)
+        lock.check()
+        write_journal(self.store, journal)
+
+
+def _rounded(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+def _bundles(files: Sequence[str]) -> list[list[str]]:
+    """Files that one task looks into: a large one, or many small ones."""
+    out: list[list[str]] = []
+    size = _LOOK_AT_BYTES
+    for file in files:
+        here = os.path.getsize(file) if os.path.exists(file) else 0
+        if size + here > _LOOK_AT_BYTES or len(out[-1]) == _LOOK_AT:
+            out.append([])
+            size = 0
+        out[-1].append(file)
+        size += here
+    return out
+
+
+def _batches(items: Iterable[T], sizes: Iterable[int], least: int) -> Iterator[list[T]]:
+    """Items in lots of a size of `least` or a little more."""
+    batch: list[T] = []
+    weight = 0
+    for item, size in zip(items, sizes, strict=False):
+        batch.append(item)
+        weight += size
+        if weight >= least:
+            yield batch
+            batch, weight = [], 0
+    if batch:
+        yield batch
+
+
+def _results(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What calls return, by dask; an exception in place of what could not be had.
+
+    Raises
+    ------
+    StoreError
+        At once: where the store cannot be written, nothing else can be done.
+    """
+    tasks = [dask.delayed(call, pure=False)() for call in calls]
+    try:
+        return list(dask.compute(*tasks))
+    except StoreError:
+        raise
+    except Exception:  # a worker that died, say: which of them was it?
+        pass
+    out: list[Any] = []
+    for task in tasks:
+        try:
+            out.append(task.compute())
+        except StoreError:
+            raise
+        except Exception as error:
+            out.append(error)
+    return out
+
+
+def _workers() -> int:
+    """How many tasks dask runs at a time, nearly."""
+    distributed = sys.modules.get("distributed")
+    try:
+        return max(sum(distributed.default_client().nthreads().values()), 1)  # type: ignore
+    except (AttributeError, ValueError):
+        return int(dask.config.get("num_workers", None) or CPU_COUNT)

@@ -1,0 +1,116 @@
+"""Ingested stores as datasets: the exposures that are complete, in an order of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ..schema import PIXEL_VARIABLES, slit_dataset
+from .chunks import lazy_pixels, places
+from .journal import Block, Group, read_journal
+from .slots import coord_values, flag_table_of
+
+__all__ = ["common_attrs", "open_ingested"]
+
+NIPS = "-nips"
+
+
+def open_ingested(path: str | os.PathLike, *, chunks: int | None = None) -> xr.DataTree:
+    """Open a store that `ingest` made, lazily. Only its journal is read.
+
+    Parameters
+    ----------
+    path
+        The store.
+    chunks
+        Slits in a chunk, at most; as stored by default.
+
+    Returns
+    -------
+    xarray.DataTree
+        What `open_program` gives for the same products, with slits by exposure, detector and
+        slitlet: nothing in it depends on the order in which they were ingested.
+    """
+    groups = {name: g for name, g in read_journal(path).groups.items() if g.blocks}
+    datasets = {}
+    for name, group in sorted(groups.items()):
+        # As when the products are opened: apart from STScI's only where there are such.
+        plain = name.removesuffix(NIPS)
+        shown = name if plain in groups else plain
+        datasets[shown] = _dataset(os.fspath(path), name, shown, group, chunks)
+    return xr.DataTree.from_dict(datasets)
+
+
+def _dataset(store: str, name: str, shown: str, group: Group, chunks: int | None) -> xr.Dataset:
+    blocks = sorted(group.blocks, key=lambda b: (b.exposure, b.detector, b.start))
+    coords = {
+        coord: np.concatenate([coord_values(coord, made, b) for b in blocks])
+        for coord, made in group.coords.items()
+    }
+    where = np.concatenate([places(np.arange(b.start, b.stop), *b.shape) for b in blocks])
+    numbers = _exposure_numbers(blocks)
+    order = np.lexsort((coords["slitlet"], numbers))
+    lengths = _chunk_lengths(np.bincount(numbers).tolist(), chunks or group.chunk[0])
+    variables = _common_variables(blocks)
+    pixels = lazy_pixels(
+        where[order],
+        lengths,
+        store,
+        {f"{name}/{v}": group.variables[v]["dtype"] for v in variables},
+        group.shape,
+    )
+    arrays: dict[str, Any] = {v: pixels[f"{name}/{v}"] for v in variables}
+    ds = slit_dataset(
+        {v: arrays[v] for v in variables if v != "quality"},
+        arrays["quality"],
+        {coord: values[order] for coord, values in coords.items()},
+        units=blocks[0].units,
+        configuration=shown,
+        flags=flag_table_of(group.variables["quality"]),
+        attrs=common_attrs(blocks, shown),
+    )
+    for extra in [v for v in variables if v not in PIXEL_VARIABLES and v != "quality"]:
+        made = group.variables[extra]
+        ds = ds.set_coords(extra) if made["coord"] else ds
+        ds[extra].attrs = dict(made["attrs"])
+    return ds
+
+
+def _exposure_numbers(blocks: list[Block]) -> NDArray[np.int64]:
+    """For each slit, the ordinal of its exposure and detector."""
+    keys = [(b.exposure, b.detector) for b in blocks]
+    ordinal = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return np.repeat([ordinal[k] for k in keys], [b.count for b in blocks])
+
+
+def _chunk_lengths(counts: Iterable[int], length: int) -> list[int]:
+    """No chunk goes across exposures: each is then read from one chunk of the store."""
+    out: list[int] = []
+    for count in counts:
+        out += [length] * (count // length) + [count % length] * (count % length > 0)
+    return out
+
+
+def _common_variables(blocks: list[Block]) -> list[str]:
+    """Pixel variables that all slits have, in the schema's order."""
+    common = set.intersection(*(set(b.digests) for b in blocks))
+    known = [v for v in (*PIXEL_VARIABLES, "quality") if v in common]
+    return known + sorted(common - set(known))
+
+
+def common_attrs(blocks: list[Block], shown: str) -> dict[str, Any]:
+    """Attributes of the dataset: where blocks differ, all that were said."""
+    out: dict[str, Any] = {}
+    for key in dict.fromkeys(k for b in blocks for k in b.attrs):
+        said = [b.attrs[key] for b in blocks if key in b.attrs]
+        if all(s == said[0] for s in said):
+            out[key] = said[0]
+        else:
+            parts = {part for s in said for part in str(s).split(", ")}
+            out[key] = ", ".join(sorted(parts))
+    return {**out, "configuration": shown}
