@@ -25,6 +25,7 @@ from .select import flag_outliers, select_background
 from .simulate import simulate_program
 from .spans import SpanGrid
 from .subtract import subtract, subtract_nods
+from .verify import verify
 
 __version__ = "0.1.0"
 
@@ -54,4 +55,5 @@ __all__ = [
     "sky_centres",
     "subtract",
     "subtract_nods",
+    "verify",
 ]

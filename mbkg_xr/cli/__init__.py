@@ -12,8 +12,10 @@ import click
 from ..errors import MbkgError
 from .compare import compare_command
 from .demo import demo
+from .ingest import ingest_command
 from .run import run_command
 from .simulate import simulate
+from .verify import verify_command
 
 __all__ = ["main"]
 
@@ -46,5 +48,5 @@ def main() -> None:
     """Master background subtraction for JWST NIRSpec multi-object spectra."""
 
 
-for command in (run_command, compare_command, demo, simulate):
+for command in (run_command, compare_command, demo, simulate, ingest_command, verify_command):
     main.add_command(command)

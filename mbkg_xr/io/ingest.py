@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-
-import dask
-from dask.system import CPU_COUNT
+from typing import Any
 
 from ..errors import InputFilesError, MbkgError, ParameterError, StoreError
+from ..tasks import batches, results
 from . import _expand
+from .choose import choose
 from .deliver import Delivered, Order, deliver
 from .ingested import common_attrs
 from .intake import IngestReport
@@ -23,15 +21,13 @@ from .journal import Group, Journal, Product, has_journal, read_journal, write_j
 from .lock import Lock, write_lock
 from .slots import grow, mirror, sweep
 from .store import create_store, finish, is_store
-from .survey import Found, Survey, choose, describe, reason_of, survey
+from .survey import Found, Survey, describe, reason_of, survey
 
 __all__ = ["ingest"]
 
 SLITS_A_CHUNK = 32
 _MARGIN = (8, 32)  # rows and columns that chunks are rounded up to, for larger slits to come
 _LOOK_AT, _LOOK_AT_BYTES = 32, 2**25  # files, and bytes, that one task looks into together
-
-T = TypeVar("T")
 
 
 def ingest(
@@ -180,14 +176,14 @@ class _Call:
         """Digests and structure of all files, whatever is known of them."""
         known = {name: p.digest for name, p in journal.products.items()}
         seen = Survey()
-        for some in _batches(_bundles(files), [1] * len(files), 4 * _workers()):
+        for some in batches((1, bundle) for bundle in _bundles(files)):
             self.say(f"looked at {len(seen.found)} of {len(files)} files")
             tasks = []
             for bundle in some:
                 names = [Path(f).name for f in bundle]
                 theirs = {n: known[n] for n in names if n in known}
                 tasks.append(partial(survey, bundle, theirs, self.options))
-            for bundle, result in zip(some, _results(tasks), strict=True):
+            for bundle, result in zip(some, results(tasks), strict=True):
                 if isinstance(result, Survey):
                     seen.add(result)
                 else:
@@ -212,9 +208,8 @@ class _Call:
         exposures: dict[str, list[Order]] = defaultdict(list)
         for order in orders:
             exposures[order.exposure].append(order)
-        sizes = [len(some) for some in exposures.values()]
         done = 0
-        for batch in _batches(exposures.values(), sizes, 4 * _workers()):
+        for batch in batches((len(some), some) for some in exposures.values()):
             self.say(f"wrote {done} of {len(exposures)} exposures")
             self._commit(self._delivered([o for some in batch for o in some]), journal, lock)
             done += len(batch)
@@ -285,8 +280,8 @@ class _Call:
         done: dict[int, Delivered] = {}
         todo = dict(enumerate(orders))
         while todo:
-            results = _results([partial(deliver, order) for order in todo.values()])
-            for (key, order), result in zip(todo.items(), results, strict=True):
+            got = results([partial(deliver, order) for order in todo.values()])
+            for (key, order), result in zip(todo.items(), got, strict=True):
                 if isinstance(result, Exception):
                     reason = reason_of(result)
                     result = Delivered(order, None, {}, {f.path: reason for f in order.files})
@@ -344,52 +339,3 @@ def _bundles(files: Sequence[str]) -> list[list[str]]:
         out[-1].append(file)
         size += here
     return out
-
-
-def _batches(items: Iterable[T], sizes: Iterable[int], least: int) -> Iterator[list[T]]:
-    """Items in lots of a size of `least` or a little more."""
-    batch: list[T] = []
-    weight = 0
-    for item, size in zip(items, sizes, strict=False):
-        batch.append(item)
-        weight += size
-        if weight >= least:
-            yield batch
-            batch, weight = [], 0
-    if batch:
-        yield batch
-
-
-def _results(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What calls return, by dask; an exception in place of what could not be had.
-
-    Raises
-    ------
-    StoreError
-        At once: where the store cannot be written, nothing else can be done.
-    """
-    tasks = [dask.delayed(call, pure=False)() for call in calls]
-    try:
-        return list(dask.compute(*tasks))
-    except StoreError:
-        raise
-    except Exception:  # a worker that died, say: which of them was it?
-        pass
-    out: list[Any] = []
-    for task in tasks:
-        try:
-            out.append(task.compute())
-        except StoreError:
-            raise
-        except Exception as error:
-            out.append(error)
-    return out
-
-
-def _workers() -> int:
-    """How many tasks dask runs at a time, nearly."""
-    distributed = sys.modules.get("distributed")
-    try:
-        return max(sum(distributed.default_client().nthreads().values()), 1)  # type: ignore
-    except (AttributeError, ValueError):
-        return int(dask.config.get("num_workers", None) or CPU_COUNT)

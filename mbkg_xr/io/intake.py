@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from rich.table import Table
+from rich.text import Text
 
 from .survey import Found
 
@@ -78,12 +79,13 @@ class IngestReport:
     def __rich__(self) -> Table:
         """A table of all files where they are few, and otherwise of those that failed."""
         shown = [f for f in self.files if len(self.files) <= 40 or f.status == "failed"]
-        table = Table(title=f"{self.store}: {self}")
+        table = Table(title=Text(f"{self.store}: {self}"))
         for column in ("file", "", "reason"):
             table.add_column(column, overflow="fold")
         table.add_column("slits", justify="right")
         for one in shown:
-            table.add_row(one.name, one.status, one.reason, str(_row(one)["slits"] or ""))
+            cells = (one.name, one.status, one.reason, str(_row(one)["slits"] or ""))
+            table.add_row(*map(Text, cells))  # brackets are not markup here
         if len(shown) < len(self.files):
             table.caption = f"{len(self.files) - len(shown)} files without problems are not shown"
         return table

@@ -34,6 +34,7 @@ __all__ = [
     "litter",
     "mirror",
     "sweep",
+    "unknown_of",
     "write_pixels",
 ]
 
@@ -80,7 +81,7 @@ def grow(store: str | Path, name: str, group: Group, slots: int, shape: tuple[in
         _grow_one(folder, variable, size, group.chunk, made["dtype"], fill, made["attrs"], dims)
     for coord, made in group.coords.items():
         dtype = str if made["dtype"] == "U" else made["dtype"]
-        chunk, fill = (COORDS_A_CHUNK,), _unknown(coord, made)
+        chunk, fill = (COORDS_A_CHUNK,), unknown_of(coord, made)
         _grow_one(folder, coord, size[:1], chunk, dtype, fill, made["attrs"], "slit")
 
 
@@ -118,7 +119,7 @@ def _writable(folder: Path) -> zarr.Array:
     return cast(zarr.Array, zarr.open(folder, mode="r+", config={"write_empty_chunks": True}))
 
 
-def _unknown(name: str, made: Mapping[str, Any]) -> Any:
+def unknown_of(name: str, made: Mapping[str, Any]) -> Any:
     if name in SLIT_COORDS:
         return SLIT_COORDS[name][1]
     return _UNKNOWN[np.dtype(made["dtype"]).kind]
@@ -166,7 +167,7 @@ def digest(pixels: NDArray, so_far: Any = None) -> Any:
 
 def coord_values(name: str, made: Mapping[str, Any], block: Block) -> NDArray:
     """A coordinate of a block's slits, with the dtype it has in datasets."""
-    values = block.coord(name, _unknown(name, made))
+    values = block.coord(name, unknown_of(name, made))
     return np.array(values, dtype=str if made["dtype"] == "U" else made["dtype"])
 
 
@@ -181,7 +182,7 @@ def mirror(
     blocks = [b for b in group.blocks if start <= b.start < stop]
     for coord, made in group.coords.items():
         kind = object if made["dtype"] == "U" else made["dtype"]
-        values = np.full(stop - start, _unknown(coord, made), dtype=kind)
+        values = np.full(stop - start, unknown_of(coord, made), dtype=kind)
         for block in blocks:
             values[block.start - start : block.stop - start] = coord_values(coord, made, block)
         _writable(folder / coord)[start:stop] = values

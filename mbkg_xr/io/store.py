@@ -20,7 +20,7 @@ from .chunks import COMPRESSORS, damage, lazy_pixels, places, require_chunks
 from .ingested import open_ingested
 from .journal import has_journal
 
-__all__ = ["create_store", "is_store", "open_store", "save", "write_group"]
+__all__ = ["create_store", "is_complete", "is_store", "open_store", "save", "write_group"]
 
 SLITS_A_CHUNK = 32
 
@@ -199,6 +199,11 @@ def finish(store: str | Path) -> None:
 _COMPLETE = "mbkg_xr_all_chunks"
 
 
+def is_complete(path: str | os.PathLike) -> bool:
+    """Whether all chunks of a store must be there; other tools leave out those of fill only."""
+    return bool(_attributes(path).get(_COMPLETE, False))
+
+
 def open_store(path: str | os.PathLike, *, chunks: int | None = None) -> xr.DataTree:
     """Open a store lazily, one node a configuration and what belongs to it below.
 
@@ -244,7 +249,7 @@ def open_store(path: str | os.PathLike, *, chunks: int | None = None) -> xr.Data
         tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks=None)
     except Exception as error:  # of Zarr, xarray, JSON and others
         raise StoreError("cannot open the store", where=str(path), found=error) from error
-    complete = bool(attrs.get(_COMPLETE, False))
+    complete = is_complete(path)
     return xr.DataTree.from_dict(
         {
             node.path: _lazy(
