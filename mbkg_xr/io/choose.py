@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from .journal import Journal
@@ -126,32 +126,30 @@ def _keys(one: Found) -> list[Key]:
 
 
 def _of_one_kind(files: list[Found], journal: Journal) -> list[Found]:
-    """One unit and one quality table a group: the store's, or the first exposure's."""
-    kinds = {
-        name: (group.blocks[0].units, flags_digest(group.variables["quality"]))
-        for name, group in journal.groups.items()
-        if group.blocks
-    }
-    new = sorted(
-        ((p.group, p.exposure, p.detector, f.name, p) for f in files if _keys(f) for p in f.parts),
-        key=lambda item: item[:4],
-    )
-    for group, *_, part in new:
-        kinds.setdefault(group, (part.units, part.flags))
+    """One unit and one quality table a group: the store's, or those that most new slits have."""
+    counts: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for one in files:
+        for part in one.parts if one.status == "new" else ():
+            counts[part.group][part.units, part.flags] += len(part.slitlets)
+    # Of two that are as common the first by name: what is chosen must not depend on order.
+    kinds = {name: min(c, key=lambda kind: (-c[kind], kind)) for name, c in counts.items()}
+    for name, group in journal.groups.items():
+        if group.blocks:
+            kinds[name] = group.blocks[0].units, flags_digest(group.variables["quality"])
     out = []
     for one in files:
         odd = [p for p in one.parts if one.status == "new" and kinds[p.group][0] != p.units]
         other = [p for p in one.parts if one.status == "new" and kinds[p.group][1] != p.flags]
         if odd:
             one = one.failed(
-                "slits in another unit than the store's",
+                "slits in another unit than the others of their configuration",
                 expected=kinds[odd[0].group][0],
                 found=odd[0].units,
                 remedy="ingest products of different units into stores of their own",
             )
         elif other:
             one = one.failed(
-                "another table of quality flags than the store's",
+                "another table of quality flags than the others of its configuration",
                 expected="the same names and bits",
                 remedy="ingest products of different flags into stores of their own",
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -158,6 +158,7 @@ class _Call:
         self.store, self.chunks, self.on_error, self.say = store, chunks, on_error, say
         self.options, self.told = options, describe(options)
         self.rows: dict[str, Found] = {}
+        self.orders: list[Order] = []
 
     def report(self) -> IngestReport:
         """What became of the files.
@@ -202,9 +203,9 @@ class _Call:
         """Write what is new, and commit it exposure by exposure."""
         if not new:
             return
-        orders = self._plan(new, seen, journal, lock)
+        self.orders = orders = self._plan(new, seen, journal, lock)
         write_journal(self.store, journal)  # what is made from here on is known to be ours
-        self._grow(journal, orders)
+        self._grow(journal)
         exposures: dict[str, list[Order]] = defaultdict(list)
         for order in orders:
             exposures[order.exposure].append(order)
@@ -267,9 +268,10 @@ class _Call:
             free[name] += _rounded(orders[-1].count, group.chunk[0])
         return orders
 
-    def _grow(self, journal: Journal, orders: Iterable[Order]) -> None:
+    def _grow(self, journal: Journal) -> None:
+        """Arrays for all that is planned."""
         for name, group in journal.groups.items():
-            mine = [o for o in orders if o.group == name]
+            mine = [o for o in self.orders if o.group == name]
             rows = max([group.shape[0], *(o.shape[0] for o in mine)])
             columns = max([group.shape[1], *(o.shape[1] for o in mine)])
             slots = max([group.slots, *(o.start + o.count for o in mine)])
@@ -305,7 +307,7 @@ class _Call:
             journal.groups[one.order.group].coords = {**one.coords, **coords}
         if fresh:
             write_journal(self.store, journal)
-            self._grow(journal, [d.order for d in delivered])
+            self._grow(journal)
         for name in sorted({d.order.group for d in written}):
             group = journal.groups[name]
             blocks = [d.block for d in written if d.order.group == name and d.block is not None]

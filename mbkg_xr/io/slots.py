@@ -144,6 +144,10 @@ def write_pixels(store: str | Path, name: str, start: int, values: NDArray) -> N
         s % c for s, c in zip(values.shape, array.chunks, strict=True)
     ):
         raise AssertionError("only whole chunks are written")
+    if any(
+        n < m for n, m in zip(array.shape, (start + len(values), *values.shape[1:]), strict=True)
+    ):
+        raise AssertionError(f"{name} is smaller than what is written")
     array[start : start + values.shape[0], : values.shape[1], : values.shape[2]] = values
     first = start // array.chunks[0]
     for k, j, i in product(*map(range, counts)):
@@ -185,7 +189,10 @@ def mirror(
         values = np.full(stop - start, unknown_of(coord, made), dtype=kind)
         for block in blocks:
             values[block.start - start : block.stop - start] = coord_values(coord, made, block)
-        _writable(folder / coord)[start:stop] = values
+        array = _writable(folder / coord)
+        if array.shape[0] < stop:  # zarr would pass over what lies beyond
+            raise AssertionError(f"{coord} has {array.shape[0]} slots, not {stop}")
+        array[start:stop] = values
     coords = sorted([*group.coords, *(v for v, m in group.variables.items() if m["coord"])])
     opened = zarr.open_group(folder, mode="r+")
     wanted = {**attrs, "coordinates": " ".join(coords)}
