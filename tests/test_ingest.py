@@ -572,7 +572,7 @@ def test_command(products, tmp_path):
     assert (said["accepted"], said["skipped"], said["failed"]) == (0, 1, 1)
     done = run(main, ["ingest", str(products[0]), "--out", str(tmp_path)])
     assert done.exit_code == 2
-    assert done.stderr.startswith("error: not a store that ingest made")
+    assert "\nerror: not a store that ingest made" in "\n" + done.stderr
     done = run(main, ["run", str(store), "--out", str(tmp_path / "result.zarr")])
     assert done.exit_code == 2  # random bits are no sky: the store opens, and the fit says so
     assert "Traceback" not in done.output

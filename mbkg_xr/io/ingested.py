@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -18,17 +19,16 @@ from .slots import coord_values, flag_table_of
 __all__ = ["common_attrs", "open_ingested"]
 
 NIPS = "-nips"
+_RESPONSE = "response"
 
 
-def open_ingested(path: str | os.PathLike, *, chunks: int | None = None) -> xr.DataTree:
+def open_ingested(path: str | os.PathLike) -> xr.DataTree:
     """Open a store that `ingest` made, lazily. Only its journal is read.
 
     Parameters
     ----------
     path
         The store.
-    chunks
-        Slits in a chunk, at most; as stored by default.
 
     Returns
     -------
@@ -42,11 +42,11 @@ def open_ingested(path: str | os.PathLike, *, chunks: int | None = None) -> xr.D
         # As when the products are opened: apart from STScI's only where there are such.
         plain = name.removesuffix(NIPS)
         shown = name if plain in groups else plain
-        datasets[shown] = _dataset(os.fspath(path), name, shown, group, chunks)
+        datasets[shown] = _dataset(os.fspath(path), name, shown, group)
     return xr.DataTree.from_dict(datasets)
 
 
-def _dataset(store: str, name: str, shown: str, group: Group, chunks: int | None) -> xr.Dataset:
+def _dataset(store: str, name: str, shown: str, group: Group) -> xr.Dataset:
     blocks = sorted(group.blocks, key=lambda b: (b.exposure, b.detector, b.start))
     coords = {
         coord: np.concatenate([coord_values(coord, made, b) for b in blocks])
@@ -55,16 +55,23 @@ def _dataset(store: str, name: str, shown: str, group: Group, chunks: int | None
     where = np.concatenate([places(np.arange(b.start, b.stop), *b.shape) for b in blocks])
     numbers = _exposure_numbers(blocks)
     order = np.lexsort((coords["slitlet"], numbers))
-    lengths = _chunk_lengths(np.bincount(numbers).tolist(), chunks or group.chunk[0])
-    variables = _common_variables(blocks)
-    pixels = lazy_pixels(
-        where[order],
-        lengths,
-        store,
-        {f"{name}/{v}": group.variables[v]["dtype"] for v in variables},
-        group.shape,
-    )
+    lengths = _chunk_lengths(np.bincount(numbers).tolist(), group.chunk[0])
+    variables = _variables(blocks)
+    dtypes = {f"{name}/{v}": group.variables[v]["dtype"] for v in variables}
+    lacking = np.repeat([_RESPONSE not in b.digests for b in blocks], [b.count for b in blocks])
+    pixels = lazy_pixels(where[order], lengths, store, dtypes, group.shape)
     arrays: dict[str, Any] = {v: pixels[f"{name}/{v}"] for v in variables}
+    if _RESPONSE in variables and lacking.any():
+        where["rows"][lacking] = 0  # nothing was written there
+        one = f"{name}/{_RESPONSE}"
+        written = lazy_pixels(where[order], lengths, store, {one: dtypes[one]}, group.shape)[one]
+        arrays[_RESPONSE] = da.map_blocks(
+            _ones_inside,
+            written,
+            arrays["wavelength"],
+            da.from_array(lacking[order][:, None, None], chunks=(tuple(lengths), 1, 1)),
+            dtype=written.dtype,
+        )
     ds = slit_dataset(
         {v: arrays[v] for v in variables if v != "quality"},
         arrays["quality"],
@@ -96,11 +103,18 @@ def _chunk_lengths(counts: Iterable[int], length: int) -> list[int]:
     return out
 
 
-def _common_variables(blocks: list[Block]) -> list[str]:
-    """Pixel variables that all slits have, in the schema's order."""
+def _variables(blocks: list[Block]) -> list[str]:
+    """Pixel variables that all slits have, in the schema's order; the response, where some do."""
     common = set.intersection(*(set(b.digests) for b in blocks))
+    common |= {_RESPONSE for b in blocks if _RESPONSE in b.digests}
     known = [v for v in (*PIXEL_VARIABLES, "quality") if v in common]
     return known + sorted(common - set(known))
+
+
+def _ones_inside(response: NDArray, wavelength: NDArray, lacking: NDArray) -> NDArray:
+    """The response of slits that came without one: calibrated for uniform sky, it is 1."""
+    ones = np.where(np.isfinite(wavelength), np.float32(1), np.float32(np.nan))
+    return np.where(lacking, ones, response)
 
 
 def common_attrs(blocks: list[Block], shown: str) -> dict[str, Any]:

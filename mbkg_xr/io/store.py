@@ -124,7 +124,7 @@ def write_group(ds: xr.Dataset, store: str | Path, group: str) -> None:
 
 def _with_plain_strings(ds: xr.Dataset) -> xr.Dataset:
     """Strings of variable length: those of fixed length have no place in the Zarr format."""
-    text = {n: v.astype(object) for n, v in ds.variables.items() if v.dtype.kind in "UT"}
+    text = {n: v.compute().astype(object) for n, v in ds.variables.items() if v.dtype.kind in "UT"}
     return _replaced(ds, text)
 
 
@@ -204,15 +204,13 @@ def is_complete(path: str | os.PathLike) -> bool:
     return bool(_attributes(path).get(_COMPLETE, False))
 
 
-def open_store(path: str | os.PathLike, *, chunks: int | None = None) -> xr.DataTree:
+def open_store(path: str | os.PathLike) -> xr.DataTree:
     """Open a store lazily, one node a configuration and what belongs to it below.
 
     Parameters
     ----------
     path
         What `save` or `ingest` wrote, or another tool's Zarr store of slit datasets.
-    chunks
-        Slits in a chunk, as the store has them by default.
 
     Returns
     -------
@@ -244,7 +242,7 @@ def open_store(path: str | os.PathLike, *, chunks: int | None = None) -> xr.Data
             remedy="update mbkg_xr",
         )
     if has_journal(path):
-        return open_ingested(path, chunks=chunks)
+        return open_ingested(path)
     try:
         tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks=None)
     except Exception as error:  # of Zarr, xarray, JSON and others
@@ -252,9 +250,7 @@ def open_store(path: str | os.PathLike, *, chunks: int | None = None) -> xr.Data
     complete = is_complete(path)
     return xr.DataTree.from_dict(
         {
-            node.path: _lazy(
-                node.to_dataset(inherit=False), Path(path), node.path, chunks, complete
-            )
+            node.path: _lazy(node.to_dataset(inherit=False), Path(path), node.path, complete)
             for node in tree.subtree
         }
     )
@@ -267,15 +263,13 @@ def _attributes(path: str | os.PathLike) -> dict:
         raise StoreError("cannot open the store", where=str(path), found=error) from error
 
 
-def _lazy(
-    ds: xr.Dataset, store: Path, group: str, chunks: int | None, complete: bool
-) -> xr.Dataset:
+def _lazy(ds: xr.Dataset, store: Path, group: str, complete: bool) -> xr.Dataset:
     """Pixels as dask arrays; the rest in memory: it is small, and every step asks for it."""
     variables = {}
     for name, variable in ds.variables.items():
         inside = f"{group.strip('/')}/{name}"
         if variable.dims[:3] == ("slit", "y", "x"):
-            variables[name] = _lazy_variable(variable, store, inside, chunks, complete)
+            variables[name] = _lazy_variable(variable, store, inside, complete)
             continue
         if complete:
             require_chunks(store, inside)
@@ -288,11 +282,8 @@ def _lazy(
     return _replaced(ds, variables)
 
 
-def _lazy_variable(
-    variable: xr.Variable, store: Path, name: str, chunks: int | None, complete: bool
-) -> xr.Variable:
-    stored = variable.encoding.get("chunks") or variable.shape
-    length = chunks or stored[0]
+def _lazy_variable(variable: xr.Variable, store: Path, name: str, complete: bool) -> xr.Variable:
+    length = (variable.encoding.get("chunks") or variable.shape)[0]
     if variable.ndim > 3 or variable.encoding.keys() & {"scale_factor", "add_offset"}:
         return variable.chunk({"slit": length, "y": -1, "x": -1})  # not of this package's making
     n, ny, nx = variable.shape

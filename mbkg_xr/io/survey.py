@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
 
 from ..errors import InputFileError, MbkgError
 from . import _is_metafile, hdu_table, open_program
@@ -215,10 +216,10 @@ def plain(value: Any) -> Any:
 
 def describe(options: Mapping[str, Any]) -> dict[str, str]:
     """What the reader was told, for the journal: text, and a token of what is too long for it."""
-    from dask.base import tokenize
-
     said = {}
     for name, value in options.items():
+        if name in ("cache", "progress"):  # these change nothing in what is read
+            continue
         short = isinstance(value, str | int | float | bool | os.PathLike)
         short = short or (isinstance(value, list | tuple | set | dict) and len(repr(value)) < 500)
         if value is not None:
