@@ -171,8 +171,12 @@ def digest(pixels: NDArray, so_far: Any = None) -> Any:
 
 def coord_values(name: str, made: Mapping[str, Any], block: Block) -> NDArray:
     """A coordinate of a block's slits, with the dtype it has in datasets."""
-    values = block.coord(name, unknown_of(name, made))
-    return np.array(values, dtype=str if made["dtype"] == "U" else made["dtype"])
+    unknown = unknown_of(name, made)
+    dtype = str if made["dtype"] == "U" else made["dtype"]
+    given = block.coords.get(name)
+    if isinstance(given, list):
+        return np.array([unknown if v is None else v for v in given], dtype=dtype)
+    return np.repeat(np.array([unknown if given is None else given], dtype=dtype), block.count)
 
 
 def mirror(
