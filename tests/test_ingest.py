@@ -15,7 +15,7 @@ from pathlib import Path
 import dask
 import numpy as np
 import pytest
-import random_products
+import random_products as rp
 import xarray as xr
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -55,20 +55,18 @@ def files_of(store: Path) -> dict[str, bytes]:
     }
 
 
-def changed_pixels(exposure: random_products.Exposure) -> random_products.Exposure:
+def changed_pixels(exposure: rp.Exposure) -> rp.Exposure:
     """The same slits, with other values."""
-    slits = [random_products.slit(s.slitlet, s.shape, seed=99) for s in exposure.slits]
-    return random_products.Exposure(exposure.number, exposure.detector, tuple(slits))
+    slits = [rp.slit(s.slitlet, s.shape, seed=99) for s in exposure.slits]
+    return rp.Exposure(exposure.number, exposure.detector, tuple(slits))
 
 
 @pytest.fixture(scope="module")
 def products(tmp_path_factory) -> list[Path]:
     """Six exposures of three slits, one of them on both detectors."""
     folder = tmp_path_factory.mktemp("products")
-    made = [random_products.exposure(n) for n in range(1, 6)] + [
-        random_products.exposure(1, "NRS2", seed=7)
-    ]
-    return [random_products.write_cal(e, folder) for e in made]
+    made = [rp.exposure(n) for n in range(1, 6)] + [rp.exposure(1, "NRS2", seed=7)]
+    return [rp.write_cal(e, folder) for e in made]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -83,7 +81,7 @@ def test_real_slitlets(real_files, real, tmp_path):
 
 @settings(max_examples=12, deadline=None)
 @given(
-    programme=random_products.programmes(),
+    programme=rp.programmes(),
     chunks=st.integers(1, 5),
     order=st.randoms(use_true_random=False),
     calls=st.integers(1, 3),
@@ -92,7 +90,7 @@ def test_every_bit_comes_back(programme, chunks, order, calls):
     """FITS to store: against the bits the files were made of, and in whatever order they came."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = [random_products.write_cal(e, folder) for e in programme]
+        files = [rp.write_cal(e, folder) for e in programme]
         order.shuffle(files)
         for i in range(calls):
             report = mx.ingest(files[i::calls] or files, folder / "p.zarr", chunks=chunks)
@@ -117,7 +115,7 @@ def test_every_bit_comes_back(programme, chunks, order, calls):
 
 
 def test_nips_with_all_bits(tmp_path):
-    files = [random_products.write_nips(e, s, tmp_path, seed=3) for e in (1, 2) for s in (9, 4, 30)]
+    files = [rp.write_nips(e, s, tmp_path, seed=3) for e in (1, 2) for s in (9, 4, 30)]
     truth = by_slit(mx.open_program(files)[GROUP].to_dataset())
     assert truth.quality.dtype == np.uint64
     assert mx.ingest(tmp_path, tmp_path / "p.zarr", chunks=2).failed == {}
@@ -126,8 +124,8 @@ def test_nips_with_all_bits(tmp_path):
 
 def test_nips_beside_stsci(tmp_path):
     """As when files are opened: groups of their own, whichever came first."""
-    nips = random_products.write_nips(1, 9, tmp_path)
-    cal = random_products.write_cal(random_products.exposure(1), tmp_path)
+    nips = rp.write_nips(1, 9, tmp_path)
+    cal = rp.write_cal(rp.exposure(1), tmp_path)
     mx.ingest(nips, tmp_path / "a.zarr")
     assert list(mx.open_program(tmp_path / "a.zarr").children) == [GROUP]
     mx.ingest(cal, tmp_path / "a.zarr")
@@ -146,10 +144,8 @@ def test_larger_slits_later(tmp_path):
     shapes = [(3, 9), (20, 30), (9, 70), (5, 5)]
     files = []
     for number, shape in enumerate(shapes, start=1):
-        what = random_products.Exposure(
-            number, "NRS1", (random_products.slit(5, shape, int(rng.integers(99))),)
-        )
-        files.append(random_products.write_cal(what, tmp_path))
+        what = rp.Exposure(number, "NRS1", (rp.slit(5, shape, int(rng.integers(99))),))
+        files.append(rp.write_cal(what, tmp_path))
         mx.ingest(files[-1], tmp_path / "p.zarr", chunks=2)
     group = read_journal(tmp_path / "p.zarr").groups[GROUP]
     assert group.chunk == (2, 8, 32)
@@ -189,7 +185,7 @@ def test_the_order_of_files_leaves_no_trace(products, tmp_path):
 
 
 def test_more_slits_of_an_exposure_later(tmp_path):
-    files = [random_products.write_nips(1, s, tmp_path) for s in (9, 4, 30, 7)]
+    files = [rp.write_nips(1, s, tmp_path) for s in (9, 4, 30, 7)]
     mx.ingest(files[:2], tmp_path / "a.zarr")
     mx.ingest(files[2:], tmp_path / "a.zarr")
     mx.ingest(files, tmp_path / "b.zarr")
@@ -259,13 +255,11 @@ def test_what_changed_is_refused(products, tmp_path):
     store = tmp_path / "p.zarr"
     mx.ingest(products, store)
     before = files_of(store)
-    changed = random_products.write_cal(changed_pixels(random_products.exposure(1)), tmp_path)
+    changed = rp.write_cal(changed_pixels(rp.exposure(1)), tmp_path)
     assert changed.name == products[0].name
     (reason,) = mx.ingest(changed, store).failed.values()
     assert "a file of this name is in the store with other content" in reason
-    other = random_products.write_cal(
-        changed_pixels(random_products.exposure(1)), tmp_path, "other_cal.fits"
-    )
+    other = rp.write_cal(changed_pixels(rp.exposure(1)), tmp_path, "other_cal.fits")
     (reason,) = mx.ingest(other, store).failed.values()
     assert "the same slit in several products" in reason
     assert f"{products[0].name} (in the store)" in reason
@@ -276,10 +270,8 @@ def test_conflicts_among_new_files_take_neither(products, tmp_path):
     """Which of two is right no order of files can tell."""
     folder = tmp_path / "other"
     folder.mkdir()
-    changed = random_products.write_cal(changed_pixels(random_products.exposure(1)), folder)
-    twin = random_products.write_cal(
-        changed_pixels(random_products.exposure(2)), folder, "twin_cal.fits"
-    )
+    changed = rp.write_cal(changed_pixels(rp.exposure(1)), folder)
+    twin = rp.write_cal(changed_pixels(rp.exposure(2)), folder, "twin_cal.fits")
     copy = folder / "zz_copy_cal.fits"
     copy.write_bytes(products[3].read_bytes())
     given_files = [changed, *products, twin, copy]
@@ -352,7 +344,7 @@ def test_half_of_a_product_is_not_kept(tmp_path, monkeypatch):
     """A NIPS file whose second detector cannot be read is out on the first too."""
     from mbkg_xr.io import nips
 
-    files = [random_products.write_nips(1, s, tmp_path) for s in (4, 9)]
+    files = [rp.write_nips(1, s, tmp_path) for s in (4, 9)]
     read = nips._pixels
 
     def broken(source, variable):
@@ -424,10 +416,7 @@ def _assert_whole_exposures(store, truth):
 
 def test_killed_at_any_instant(products, tmp_path):
     """SIGKILL again and again; what is visible is whole, and the end is as if never killed."""
-    extra = [
-        random_products.write_cal(random_products.exposure(n, slits=1), tmp_path)
-        for n in range(10, 18)
-    ]
+    extra = [rp.write_cal(rp.exposure(n, slits=1), tmp_path) for n in range(10, 18)]
     files = [*products, *extra]
     truth = by_slit(mx.open_program(files)[GROUP].to_dataset()).load()
     whole, store = tmp_path / "whole.zarr", tmp_path / "p.zarr"
@@ -522,12 +511,10 @@ def _ingest_with_little_room(files, store, queue):
 
 def test_a_full_disk(tmp_path):
     """Writing fails in the middle of chunks: an error that says so, and nothing of it visible."""
-    what = random_products.Exposure(
-        7, "NRS1", (random_products.slit(5, (40, 400), 1), random_products.slit(6, (40, 400), 2))
-    )
+    what = rp.Exposure(7, "NRS1", (rp.slit(5, (40, 400), 1), rp.slit(6, (40, 400), 2)))
     small, large = (
-        random_products.write_cal(random_products.exposure(1), tmp_path),
-        random_products.write_cal(what, tmp_path),
+        rp.write_cal(rp.exposure(1), tmp_path),
+        rp.write_cal(what, tmp_path),
     )
     store = tmp_path / "p.zarr"
     mx.ingest(small, store)
@@ -540,7 +527,7 @@ def test_a_full_disk(tmp_path):
     assert "cannot write to the store" in message
     assert "File too large" in message
     assert "make room" in message
-    assert opened(store).exposure.values.tolist() == [random_products.exposure(1).exposure] * 3
+    assert opened(store).exposure.values.tolist() == [rp.exposure(1).exposure] * 3
     assert len(mx.ingest([small, large], store).accepted) == 1
     assert mx.verify(store).problems == []
     assert_same(opened(store), mx.open_program([small, large])[GROUP].to_dataset())

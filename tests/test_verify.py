@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import random_products
+import random_products as rp
 import zarr
 from click.testing import CliRunner
 
@@ -24,7 +24,7 @@ PIXELS = ("flux", "error", "quality", "wavelength", "yrel", "var_rnoise", "var_p
 def whole(tmp_path_factory) -> Path:
     """Three exposures of three slits, two slits a chunk."""
     folder = tmp_path_factory.mktemp("whole")
-    files = [random_products.write_cal(random_products.exposure(n), folder) for n in (1, 2, 3)]
+    files = [rp.write_cal(rp.exposure(n), folder) for n in (1, 2, 3)]
     assert not mx.ingest(files, folder / "p.zarr", chunks=2).failed
     return folder / "p.zarr"
 
@@ -71,15 +71,11 @@ def test_any_flipped_byte(store, variable):
         flip(chunk, int(place))
         with pytest.raises(mx.MbkgError) as error:
             truth[variable].load()
-        slits = truth.slitlet.values[truth.exposure.values == random_products.exposure(2).exposure][
-            :2
-        ]
-        where = f"{random_products.exposure(2).exposure} NRS1 slitlets {slits[0]} {slits[1]}"
+        slits = truth.slitlet.values[truth.exposure.values == rp.exposure(2).exposure][:2]
+        where = f"{rp.exposure(2).exposure} NRS1 slitlets {slits[0]} {slits[1]}"
         for words in ("damaged chunk", str(store), f"{GROUP}/{variable}", where):
             assert words in str(error.value), error.value
-        other = truth[variable].isel(
-            slit=truth.exposure.values != random_products.exposure(2).exposure
-        )
+        other = truth[variable].isel(slit=truth.exposure.values != rp.exposure(2).exposure)
         assert other.load().shape[0] == 6
         if place == 7:
             (problem,) = mx.verify(store).problems
@@ -112,7 +108,7 @@ def test_litter(store):
     assert {p.kind for p in report.problems} == {"litter"}
     assert len(report.problems) == 3
     # The next ingest clears its own, and leaves what is somebody's.
-    file = random_products.write_cal(random_products.exposure(4), store.parent)
+    file = rp.write_cal(rp.exposure(4), store.parent)
     assert mx.ingest(file, store).accepted
     assert [p.where for p in mx.verify(store).problems] == ["notes.txt"]
 
@@ -131,9 +127,7 @@ def test_padding_that_is_not_fill(store):
     array = zarr.open(store / GROUP / "flux", mode="r+")
     array[3] = 0.0  # the second exposure's third slit has a chunk to itself and an empty slot
     assert kinds(store) == ["padding"]
-    assert (
-        mx.verify(store).problems[0].where.endswith(f"{random_products.exposure(1).exposure} NRS1")
-    )
+    assert mx.verify(store).problems[0].where.endswith(f"{rp.exposure(1).exposure} NRS1")
 
 
 def test_coordinates_that_differ(store):
