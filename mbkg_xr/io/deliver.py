@@ -36,8 +36,8 @@ class Order:
         Which slits.
     start
         Their first slot.
-    files
-        The products that hold them.
+    files, metafiles
+        The products that hold them, and MSA metafiles that may be theirs.
     chunk, variables
         Of the group, as in the journal.
     options, told
@@ -50,6 +50,7 @@ class Order:
     detector: str
     start: int
     files: tuple[Found, ...]
+    metafiles: tuple[str, ...]
     chunk: tuple[int, int, int]
     variables: Mapping[str, dict]
     options: Mapping[str, Any]
@@ -130,7 +131,8 @@ def _complaint(order: Order, one: Found) -> str:
 
 def _slits(order: Order) -> xr.Dataset:
     """The slits, lazy, by slitlet."""
-    ds = nodes([f.path for f in order.files], order.options, order.chunk[0])[order.group]
+    paths = [*(f.path for f in order.files), *order.metafiles]
+    ds = nodes(paths, order.options, order.chunk[0])[order.group]
     mine = (ds["exposure"].values == order.exposure) & (ds["detector"].values == order.detector)
     index = np.flatnonzero(mine)
     index = index[np.argsort(ds["slitlet"].values[index], kind="stable")]

@@ -247,6 +247,7 @@ class _Call:
                     found=self.chunks,
                     remedy="leave out chunks, or ingest into a new store",
                 )
+        metafiles = tuple(f.path for f in self.rows.values() if f.status == "used")
         free = {name: group.slots for name, group in journal.groups.items()}
         orders = []
         for (exposure, name, detector), files in sorted(holders.items()):
@@ -259,6 +260,7 @@ class _Call:
                     detector=detector,
                     start=free[name],
                     files=tuple(files),
+                    metafiles=metafiles,
                     chunk=group.chunk,
                     variables=group.variables,
                     options=self.options,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -121,10 +123,33 @@ def common_attrs(blocks: list[Block], shown: str) -> dict[str, Any]:
     """Attributes of the dataset: where blocks differ, all that were said."""
     out: dict[str, Any] = {}
     for key in dict.fromkeys(k for b in blocks for k in b.attrs):
-        said = [b.attrs[key] for b in blocks if key in b.attrs]
-        if all(s == said[0] for s in said):
-            out[key] = said[0]
+        said = [(b.attrs[key], len(set(b.coord("filename")))) for b in blocks if key in b.attrs]
+        texts = sorted({str(text) for text, _ in said})
+        if all(_STATUSES.fullmatch(text) for text in texts):
+            out[key] = _summed([(str(text), files) for text, files in said])
+        elif len(texts) == 1:
+            out[key] = said[0][0]
         else:
-            parts = {part for s in said for part in str(s).split(", ")}
-            out[key] = ", ".join(sorted(parts))
+            out[key] = ", ".join(sorted({part for text in texts for part in text.split(", ")}))
     return {**out, "configuration": shown}
+
+
+# Statuses of calibration steps, and in how many of the files: "S_FLAT COMPLETE (1 of 3); ...".
+_STATUS = r"(S_\w+) (\S+)(?: \((\d+) of \d+\))?"
+_STATUSES = re.compile(rf"{_STATUS}(?:; {_STATUS})*")
+
+
+def _summed(said: list[tuple[str, int]]) -> str:
+    """The same for all files, from what was said of some and how many they were."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for text, files in said:
+        for step, status, some in re.findall(_STATUS, text):
+            counts[step, status] += int(some or files)
+    total = sum(files for _, files in said)
+    longest = max((text for text, _ in said), key=lambda text: (text.count(";"), text))
+    steps = [step for step, *_ in re.findall(_STATUS, longest)]
+    order = {step: i for i, step in enumerate(dict.fromkeys([*steps, *(k[0] for k in counts)]))}
+    return "; ".join(
+        f"{step} {status}" + ("" if n == total else f" ({n} of {total})")
+        for (step, status), n in sorted(counts.items(), key=lambda c: (order[c[0][0]], c[0][1]))
+    )
