@@ -135,7 +135,7 @@ def common_attrs(blocks: list[Block], shown: str) -> dict[str, Any]:
 
 
 # Statuses of calibration steps, and in how many of the files: "S_FLAT COMPLETE (1 of 3); ...".
-_STATUS = r"(S_\w+) (\S+)(?: \((\d+) of \d+\))?"
+_STATUS = r"(S_\w+) ([^\s;]+)(?: \((\d+) of \d+\))?"
 _STATUSES = re.compile(rf"{_STATUS}(?:; {_STATUS})*")
 
 
