@@ -195,6 +195,17 @@ def test_more_slits_of_an_exposure_later(tmp_path):
     assert one.chunks == other.chunks
 
 
+def test_no_chunk_is_read_twice(tmp_path, compute_nothing):
+    """Chunks of what is opened are whole chunks of the store, which end with each exposure."""
+    files = [rp.write_nips(e, s, tmp_path, shape=(2, 5)) for e in (1, 2) for s in range(1, 13)]
+    with dask.config.set(scheduler="threads"):
+        mx.ingest(files, tmp_path / "p.zarr", chunks=10)
+    ds = opened(tmp_path / "p.zarr")
+    stored = np.cumsum([10, 2] * 4)
+    assert set(np.cumsum(ds.chunks["slit"])) <= set(stored)
+    assert len(ds.flux.data.__dask_graph__()) <= 2 * len(stored)
+
+
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes"])
 def test_schedulers(products, tmp_path, scheduler):
     with dask.config.set(scheduler=scheduler, num_workers=2):
