@@ -13,7 +13,6 @@ Examples
 from .errors import MbkgError
 from .fit import fit_master
 from .io import NipsLayout, open_program, save
-from .io import open_program, save
 from .io.ingest import ingest
 from .master import evaluate, sample_master
 from .models import BSpline, LogPolynomial

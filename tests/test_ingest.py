@@ -379,7 +379,9 @@ def test_options_are_remembered(products, tmp_path):
     mx.ingest(products[:1], store)
     with pytest.raises(mx.MbkgError, match="chunks of another length"):
         mx.ingest(products, store, chunks=5)
-    report = mx.ingest(products[:1], store, nips_layout=mx.io.NipsLayout(position_unit="pitch"))
+    layout = tmp_path / "layout.toml"
+    layout.write_text('position_unit = "pitch"\n')
+    report = mx.ingest(products[:1], store, nips_layout=layout)
     assert "opened with other options" in report.failed[str(products[0])]
     with pytest.raises(mx.MbkgError, match="on_error"):
         mx.ingest(products, store, on_error="ignore")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 from rich.console import Console
 
 from ..io.ingest import ingest
 from ..progress import show_progress
-from .options import json_option
+from .options import json_option, nips_layout_option
 from .tables import console
 
 __all__ = ["ingest_command"]
@@ -22,6 +23,7 @@ __all__ = ["ingest_command"]
     "--chunks", type=click.IntRange(min=1), help="Slits in a chunk of a new store.  [default: 32]"
 )
 @click.option("--strict", is_flag=True, help="Take nothing where any file cannot be used.")
+@nips_layout_option
 @json_option
 @click.pass_context
 def ingest_command(
@@ -31,6 +33,7 @@ def ingest_command(
     chunks: int | None,
     strict: bool,
     as_json: bool,
+    **opening: Any,
 ) -> None:
     """Bring INPUTS, STScI or NIPS slit products, into a Zarr store.
 
@@ -39,7 +42,12 @@ def ingest_command(
     """
     with show_progress(Console(stderr=True)) as say:
         report = ingest(
-            inputs, out, chunks=chunks, on_error="raise" if strict else "collect", on_step=say
+            inputs,
+            out,
+            chunks=chunks,
+            on_error="raise" if strict else "collect",
+            on_step=say,
+            **opening,
         )
     console().print(report)
     if as_json:

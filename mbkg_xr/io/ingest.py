@@ -21,7 +21,7 @@ from .journal import Group, Journal, Product, has_journal, read_journal, write_j
 from .lock import Lock, write_lock
 from .slots import grow, mirror, sweep
 from .store import create_store, finish, is_store
-from .survey import Found, Survey, describe, reason_of, survey
+from .survey import Found, Survey, absolute, describe, reason_of, survey
 
 __all__ = ["ingest"]
 
@@ -156,7 +156,8 @@ class _Call:
         options: dict[str, Any],
     ):
         self.store, self.chunks, self.on_error, self.say = store, chunks, on_error, say
-        self.options, self.told = options, describe(options)
+        self.options = {name: absolute(value) for name, value in options.items()}
+        self.told = describe(options)
         self.rows: dict[str, Found] = {}
         self.orders: list[Order] = []
 

@@ -23,6 +23,7 @@ __all__ = [
     "Found",
     "Part",
     "Survey",
+    "absolute",
     "describe",
     "flags_digest",
     "nodes",
@@ -214,14 +215,32 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
+def absolute(value: Any) -> Any:
+    """An option of the reader as workers elsewhere can use it: paths of files in full."""
+    if isinstance(value, list | tuple):
+        return type(value)(absolute(v) for v in value)
+    is_file = isinstance(value, str | os.PathLike) and os.path.isfile(value)
+    return os.path.abspath(value) if is_file else value
+
+
 def describe(options: Mapping[str, Any]) -> dict[str, str]:
-    """What the reader was told, for the journal: text, and a token of what is too long for it."""
-    said = {}
-    for name, value in options.items():
-        if name in ("cache", "progress"):  # these change nothing in what is read
-            continue
-        short = isinstance(value, str | int | float | bool | os.PathLike)
-        short = short or (isinstance(value, list | tuple | set | dict) and len(repr(value)) < 500)
-        if value is not None:
-            said[name] = str(value) if short else f"{type(value).__name__} {tokenize(value)}"
-    return said
+    """What the reader was told, for the journal; of files and of what is long, a digest."""
+    # What is as if not said, and what changes nothing in what is read, is left out.
+    return {
+        name: _in_words(value)
+        for name, value in options.items()
+        if name not in ("cache", "progress")
+        and value is not None
+        and value is not False
+        and not (isinstance(value, str | list | tuple) and len(value) == 0)
+    }
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, list | tuple) and value and len(value) < 20:
+        return ", ".join(_in_words(v) for v in value)
+    if isinstance(value, str | os.PathLike) and os.path.isfile(value):
+        return f"{Path(value).name} {fingerprint(os.fspath(value)).digest}"
+    if isinstance(value, str | int | float | bool):
+        return str(value)
+    return f"{type(value).__name__} {tokenize(value)}"
