@@ -14,6 +14,7 @@ from .errors import MbkgError
 from .fit import fit_master
 from .info import info
 from .io import NipsLayout, open_program, read_template, save
+from .io.ingest import ingest
 from .master import evaluate, sample_master
 from .models import BSpline, LogPolynomial, Template
 from .project import master_image, project_master
@@ -25,6 +26,7 @@ from .select import flag_outliers, select_background
 from .simulate import simulate_program
 from .spans import SpanGrid
 from .subtract import subtract, subtract_nods
+from .verify import verify
 
 __version__ = "0.1.0"
 
@@ -42,6 +44,7 @@ __all__ = [
     "fit_master",
     "flag_outliers",
     "info",
+    "ingest",
     "master_image",
     "open_program",
     "pixel_areas",
@@ -57,4 +60,5 @@ __all__ = [
     "sky_centres",
     "subtract",
     "subtract_nods",
+    "verify",
 ]

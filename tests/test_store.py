@@ -111,3 +111,64 @@ def test_two_writers_at_once(result, tmp_path):
         xr.open_zarr(path, group="prism-clear", consolidated=False).compute(), result.compute()
     )
     assert [p.name for p in tmp_path.iterdir()] == ["r.zarr"]
+
+
+def test_damage_is_told_with_the_slits(program, tmp_path):
+    """A missing chunk is never fill, and a damaged one no bare codec's error."""
+    path = tmp_path / "r.zarr"
+    mx.save(program, path)
+    ds = mx.open_program(path)["prism-clear"].to_dataset()
+    first = program.isel(slit=slice(4))
+    slits = f"{first.exposure.values[0]} {first.detector.values[0]} slitlets "
+    slits += " ".join(map(str, first.slitlet.values))
+    chunk = path / "prism-clear" / "flux" / "c" / "0" / "0" / "0"
+    good = bytearray(chunk.read_bytes())
+    good[len(good) // 2] ^= 1
+    chunk.write_bytes(bytes(good))
+    with pytest.raises(mx.MbkgError) as error:
+        ds.flux.load()
+    for words in ("damaged chunk", str(path), "prism-clear/flux", slits, "verify"):
+        assert words in str(error.value)
+    chunk.unlink()
+    with pytest.raises(mx.MbkgError, match=f"missing chunk .*prism-clear/flux.*{slits}"):
+        ds.flux.load()
+    assert np.isfinite(ds.error.isel(slit=0)).any()
+    (path / "prism-clear" / "nod" / "c" / "0").unlink()
+    with pytest.raises(mx.MbkgError, match=r"missing chunk .*prism-clear/nod"):
+        mx.open_program(path)
+
+
+def test_the_master_is_never_read_as_fill(master, tmp_path):
+    path = tmp_path / "m.zarr"
+    mx.save({"prism-clear/master": master}, path)
+    name = next(n for n, v in master.data_vars.items() if v.ndim == 1)
+    (path / "prism-clear" / "master" / name / "c" / "0").unlink()
+    with pytest.raises(mx.MbkgError, match=f"missing chunk .*prism-clear/master/{name}"):
+        mx.open_program(path)
+
+
+def test_every_bit_and_every_chunk_is_kept(program, tmp_path):
+    """NaN payloads and slits of nothing but fill."""
+    ds = program.isel(slit=slice(8)).load()
+    bits = np.random.default_rng(0).integers(0, 2**32, ds.flux.shape, dtype=np.uint32)
+    ds["flux"] = ds.flux.copy(data=bits.view(np.float32))
+    ds["error"] = xr.full_like(ds.error, np.nan)
+    mx.save(ds.chunk({"slit": 4}), tmp_path / "r.zarr")
+    back = mx.open_program(tmp_path / "r.zarr")["prism-clear"].to_dataset()
+    assert back.flux.values.tobytes() == bits.tobytes()
+    assert np.isnan(back.error.values).all()
+    assert len(list((tmp_path / "r.zarr" / "prism-clear" / "error" / "c").iterdir())) == 2
+
+
+def test_stores_of_other_tools(program, tmp_path):
+    """Xarray's leave out chunks of fill, and may pack numbers: they are read as it reads them."""
+    ds = program.isel(slit=slice(8)).load()
+    ds["error"] = xr.full_like(ds.error, np.nan)
+    ds["var_rnoise"] = ds.var_rnoise.clip(0, 1).fillna(0)
+    packed = {"var_rnoise": {"dtype": "int16", "scale_factor": 1e-4, "_FillValue": -1}}
+    ds.to_zarr(tmp_path / "x.zarr", group="prism-clear", encoding=packed, consolidated=False)
+    back = mx.open_program(tmp_path / "x.zarr")["prism-clear"].to_dataset()
+    plain = xr.open_zarr(tmp_path / "x.zarr", group="prism-clear", consolidated=False)
+    for name in ("flux", "error", "var_rnoise", "quality"):
+        assert back[name].chunks is not None
+        np.testing.assert_array_equal(back[name].values, plain[name].values)

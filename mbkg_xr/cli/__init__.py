@@ -13,8 +13,10 @@ from ..errors import MbkgError
 from .compare import compare_command
 from .demo import demo
 from .info import info_command
+from .ingest import ingest_command
 from .run import run_command
 from .simulate import simulate
+from .verify import verify_command
 
 __all__ = ["main"]
 
@@ -47,5 +49,13 @@ def main() -> None:
     """Master background subtraction for JWST NIRSpec multi-object spectra."""
 
 
-for command in (run_command, compare_command, info_command, demo, simulate):
+for command in (
+    run_command,
+    info_command,
+    ingest_command,
+    verify_command,
+    compare_command,
+    simulate,
+    demo,
+):
     main.add_command(command)

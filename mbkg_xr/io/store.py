@@ -8,16 +8,19 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ..errors import StoreError
 from ..schema import SCHEMA_VERSION
+from .chunks import COMPRESSORS, damage, lazy_pixels, places, require_chunks
+from .ingested import open_ingested
+from .journal import has_journal
 
-__all__ = ["create_store", "is_store", "open_store", "save", "write_group"]
+__all__ = ["create_store", "is_complete", "is_store", "open_store", "save", "write_group"]
 
 SLITS_A_CHUNK = 32
 
@@ -27,12 +30,8 @@ def _encoding(ds: xr.Dataset) -> dict[str, dict]:
     out: dict[str, dict] = {}
     for name, variable in ds.variables.items():
         encoding: dict = {}
-        if variable.dtype.kind in "fiub":
-            # Without a checksum a flipped byte would be read as a pixel.
-            encoding["compressors"] = [
-                BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"),
-                Crc32cCodec(),
-            ]
+        if variable.dtype.kind in "fiubO":
+            encoding["compressors"] = list(COMPRESSORS)
         if variable.dtype.kind == "f":
             encoding["_FillValue"] = np.nan
         if variable.chunks is not None:
@@ -112,13 +111,20 @@ def write_group(ds: xr.Dataset, store: str | Path, group: str) -> None:
     ds = _with_plain_strings(ds.drop_encoding())
     ds = _whole_chunks(ds)
     ds.to_zarr(
-        store, group=group, mode="a", zarr_format=3, consolidated=False, encoding=_encoding(ds)
+        store,
+        group=group,
+        mode="a",
+        zarr_format=3,
+        consolidated=False,
+        encoding=_encoding(ds),
+        # Every chunk is there, so that a missing one is known for what it is.
+        write_empty_chunks=True,
     )
 
 
 def _with_plain_strings(ds: xr.Dataset) -> xr.Dataset:
     """Strings of variable length: those of fixed length have no place in the Zarr format."""
-    text = {n: v.astype(object) for n, v in ds.variables.items() if v.dtype.kind in "UT"}
+    text = {n: v.compute().astype(object) for n, v in ds.variables.items() if v.dtype.kind in "UT"}
     return _replaced(ds, text)
 
 
@@ -185,17 +191,38 @@ def save(
 
 
 def finish(store: str | Path) -> None:
-    """Mark a store with the version of the schema."""
-    zarr.open_group(store, mode="a").attrs["mbkg_xr_schema"] = SCHEMA_VERSION
+    """Mark a store with the version of the schema, and as one whose chunks are all there."""
+    attrs = zarr.open_group(store, mode="a").attrs
+    attrs.update({"mbkg_xr_schema": SCHEMA_VERSION, _COMPLETE: True})
+
+
+_COMPLETE = "mbkg_xr_all_chunks"
+
+
+def is_complete(path: str | os.PathLike) -> bool:
+    """Whether all chunks of a store must be there; other tools leave out those of fill only."""
+    return bool(_attributes(path).get(_COMPLETE, False))
 
 
 def open_store(path: str | os.PathLike) -> xr.DataTree:
     """Open a store lazily, one node a configuration and what belongs to it below.
 
+    Parameters
+    ----------
+    path
+        What `save` or `ingest` wrote, or another tool's Zarr store of slit datasets.
+
+    Returns
+    -------
+    xarray.DataTree
+        Pixels are dask arrays; to read a chunk that is missing or damaged is a `StoreError` that
+        names the store, the variable and the slits. Of an ingested store, the exposures that are
+        complete, by exposure, detector and slitlet.
+
     Raises
     ------
     StoreError
-        Where the path is no store, or was written by a newer version.
+        Where the path is no store, is damaged, or was written by a newer version.
     """
     if not is_store(path):
         raise StoreError(
@@ -204,7 +231,8 @@ def open_store(path: str | os.PathLike) -> xr.DataTree:
             expected="a directory with zarr.json",
             found="no such path" if not Path(path).exists() else "something else",
         )
-    version = str(zarr.open_group(path, mode="r").attrs.get("mbkg_xr_schema", SCHEMA_VERSION))
+    attrs = _attributes(path)
+    version = str(attrs.get("mbkg_xr_schema", SCHEMA_VERSION))
     if int(version.split(".")[0]) > int(SCHEMA_VERSION.split(".")[0]):
         raise StoreError(
             "the store was written by a newer version",
@@ -213,18 +241,54 @@ def open_store(path: str | os.PathLike) -> xr.DataTree:
             found=version,
             remedy="update mbkg_xr",
         )
-    tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks=None)
-    return tree.map_over_datasets(_lazy_pixels)
+    if has_journal(path):
+        return open_ingested(path)
+    try:
+        tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks=None)
+    except Exception as error:  # of Zarr, xarray, JSON and others
+        raise StoreError("cannot open the store", where=str(path), found=error) from error
+    complete = is_complete(path)
+    return xr.DataTree.from_dict(
+        {
+            node.path: _lazy(node.to_dataset(inherit=False), Path(path), node.path, complete)
+            for node in tree.subtree
+        }
+    )
 
 
-def _lazy_pixels(ds: xr.Dataset) -> xr.Dataset:
+def _attributes(path: str | os.PathLike) -> dict:
+    try:
+        return dict(zarr.open_group(path, mode="r").attrs)
+    except Exception as error:
+        raise StoreError("cannot open the store", where=str(path), found=error) from error
+
+
+def _lazy(ds: xr.Dataset, store: Path, group: str, complete: bool) -> xr.Dataset:
     """Pixels as dask arrays; the rest in memory: it is small, and every step asks for it."""
     variables = {}
     for name, variable in ds.variables.items():
+        inside = f"{group.strip('/')}/{name}"
         if variable.dims[:3] == ("slit", "y", "x"):
-            variables[name] = variable.chunk(variable.encoding.get("preferred_chunks", {}))
-        elif variable.dtype.kind in "OT":
-            variables[name] = variable.copy(data=np.array(variable.values.tolist(), dtype=str))
-        else:
+            variables[name] = _lazy_variable(variable, store, inside, complete)
+            continue
+        if complete:
+            require_chunks(store, inside)
+        try:
             variables[name] = variable.load()
+        except Exception as error:  # codecs raise whatever they like
+            raise damage(store, inside, "c", error) from error
+        if variable.dtype.kind in "OT":
+            variables[name] = variable.copy(data=np.array(variable.values.tolist(), dtype=str))
     return _replaced(ds, variables)
+
+
+def _lazy_variable(variable: xr.Variable, store: Path, name: str, complete: bool) -> xr.Variable:
+    length = (variable.encoding.get("chunks") or variable.shape)[0]
+    if variable.ndim > 3 or variable.encoding.keys() & {"scale_factor", "add_offset"}:
+        return variable.chunk({"slit": length, "y": -1, "x": -1})  # not of this package's making
+    n, ny, nx = variable.shape
+    lengths = [length] * (n // length) + [n % length] * (n % length > 0)
+    where = places(np.arange(n), ny, nx)
+    lazy = lazy_pixels(where, lengths, store, {name: variable.dtype}, (ny, nx), complete=complete)
+    data: Any = lazy[name]
+    return variable.copy(data=data)
