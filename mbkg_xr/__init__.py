@@ -13,6 +13,7 @@ Examples
 from .errors import MbkgError
 from .fit import fit_master
 from .io import NipsLayout, open_program, save
+from .io.write import write_fits
 from .master import evaluate, sample_master
 from .models import BSpline, LogPolynomial
 from .project import master_image, project_master
@@ -51,4 +52,5 @@ __all__ = [
     "sky_centres",
     "subtract",
     "subtract_nods",
+    "write_fits",
 ]

@@ -93,6 +93,7 @@ SLIT_COORDS: Mapping[str, tuple[str, Any, dict]] = {
     "y_start": ("i", 0, {"long_name": "detector row of the first pixel, from 0"}),
     "filename": ("U", "", {"long_name": "product the slit was read from"}),
     "subtracted": ("U", "", {"long_name": "keywords that say that a background was subtracted"}),
+    "path": ("U", "", {"long_name": "absolute path of that product"}),
 }
 _DTYPES = {"U": str, "i": np.int64, "f": np.float64, "f4": np.float32, "b": np.bool_}
 SLIT_IDENTITY = ("exposure", "detector", "slitlet")

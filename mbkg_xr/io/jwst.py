@@ -245,6 +245,7 @@ def _coords(
         "y_start": int(first_given(header.get("SLTSTRT2"), 1)) - 1,
         "filename": path.name,
         "subtracted": " ".join(k for k in _SUBTRACTED if primary.get(k) == "COMPLETE"),
+        "path": str(path.absolute()),
     }
 
 
