@@ -24,6 +24,7 @@ from .select import flag_outliers, select_background
 from .simulate import simulate_program
 from .spans import SpanGrid
 from .subtract import subtract, subtract_nods
+from .user_background import write_user_background
 
 __version__ = "0.1.0"
 
@@ -53,4 +54,5 @@ __all__ = [
     "subtract",
     "subtract_nods",
     "write_fits",
+    "write_user_background",
 ]

@@ -223,7 +223,7 @@ def refuse_other(
     pixels
         The dataset's pixels.
     viewed
-        ``flux``, ``quality`` and, where it stays as filed, ``wavelength``, as the reader gives them.
+        ``flux``, ``quality`` and, where it stays as filed, ``wavelength``, as opened.
     path
         The product, for the message.
 
