@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 import warnings
 from pathlib import Path
@@ -88,15 +89,16 @@ def write_user_background(
         model.spec.append(spec)
         for name, unit in _UNITS.items():
             model.spec[0].spec_table.columns[name].unit = unit
-        staging = path.with_name(f".{path.stem}.staging-{uuid.uuid4().hex[:8]}.fits")
+        # Saved under its own name, which the header repeats, in a directory beside its place.
+        staging = path.with_name(f".{path.name}.staging-{uuid.uuid4().hex[:8]}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            model.save(staging)
-            os.replace(staging, path)
+            staging.mkdir(parents=True)
+            model.save(staging / path.name)
+            os.replace(staging / path.name, path)
         except OSError as error:
             raise StoreError("cannot write here", where=str(path), found=error.strerror) from error
         finally:
-            staging.unlink(missing_ok=True)
+            shutil.rmtree(staging, ignore_errors=True)
     return path
 
 

@@ -31,6 +31,9 @@ class _Window(click.ParamType):
 @click.argument("inputs", nargs=-1, required=True, type=click.Path())
 @click.option("--out", required=True, type=click.Path(), help="The Zarr store to write.")
 @click.option("--report", type=click.Path(), help="Directory for figures and a page.")
+@click.option(
+    "--fits", type=click.Path(), help="Directory for copies of the products, background subtracted."
+)
 @model_option
 @click.option(
     "--yrel", multiple=True, type=_Window(), help="Window of sky pixels; repeat for more than one."
@@ -57,6 +60,7 @@ def run_command(
     inputs: tuple[str, ...],
     out: str,
     report: str | None,
+    fits: str | None,
     model: str,
     yrel: tuple[tuple[float, float], ...],
     exclude: str | None,
@@ -83,11 +87,12 @@ def run_command(
             leave_out=leave_out,
             bad_slits="skip" if skip_bad_slits else "raise",
             report=report,
+            fits=fits,
             overwrite=overwrite,
             on_step=say,
             opening=opening,
         )
-    print_results(results, out, report, as_json)
+    print_results(results, out, report, as_json, fits=fits)
 
 
 def _slits(text: str) -> str | list[int]:

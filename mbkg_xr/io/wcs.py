@@ -77,7 +77,7 @@ def wcs_yrel(sources: Sequence[WcsSource]) -> Iterator[NDArray[np.float32]]:
             # "ignore" would end this one's.
             with _OPENING, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                opened = (source.path, asdf.open(io.BytesIO(raw), lazy_load=False).tree)
+                opened = (source.path, asdf.open(io.BytesIO(raw), lazy_load=True).tree)
         slit = opened[1] if source.index is None else opened[1]["slits"][source.index]
         yield _slit_yrel(source, slit)
 

@@ -35,7 +35,7 @@ from .write_planes import (
     without_checksum,
 )
 
-__all__ = ["write_fits"]
+__all__ = ["check_targets", "write_fits"]
 
 _CHUNK = 32  # slits at a time where nothing is chunked
 _PIXELS = ("flux", "error", "quality", "wavelength")
@@ -160,6 +160,25 @@ def write_fits(
             say(f"{configuration}: writing {len(tasks)} slits")
             _write_pixels(ds, tasks)
     return [directory / name for name, _ in names]
+
+
+def check_targets(
+    result: xr.DataTree | Mapping[str, xr.Dataset],
+    directory: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """What `write_fits` would find wrong before it looks into a product. Reads no pixel.
+
+    Raises
+    ------
+    InputFileError, InputFilesError, ParameterError, StoreError
+        As `write_fits`.
+    """
+    problems: list[InputFileError] = []
+    paths = dict.fromkeys(p for ds in _slit_datasets(result) for p in _paths(ds, None, problems))
+    _raise(problems)
+    _check_targets([(path.name, path) for path in paths], Path(directory), overwrite)
 
 
 def _slit_datasets(result: xr.Dataset | xr.DataTree | Mapping[str, xr.Dataset]) -> list[xr.Dataset]:
