@@ -486,7 +486,9 @@ def _write_block(
 def _write_slit(task: _Task, pixels: dict[str, NDArray]) -> None:
     slot = task.slot
     filed = {role: read_plane(task.path, slot, role) for role in slot.places}
-    new = task.patched(slot, filed, pixels, task.factor, task.path)
+    # Pixels outside the slit, and bad ones, may be any bits.
+    with np.errstate(all="ignore"):
+        new = task.patched(slot, filed, pixels, task.factor, task.path)
     with open(task.target, "r+b") as out:
         for role, plane in new.items():
             place = slot.places[role]

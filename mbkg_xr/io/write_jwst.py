@@ -117,18 +117,16 @@ def patched(
         viewed["wavelength"] = filed["wavelength"]
     refuse_other(slot, pixels, viewed, path)
     out: dict[str, NDArray] = {"quality": pixels["quality"]}
-    with np.errstate(over="ignore", invalid="ignore"):
-        for role, power in (("flux", 1), ("error", 1), ("var_rnoise", 2), ("var_poisson", 2)):
-            if role not in filed:
-                continue
-            scale = np.float64(factor) ** power
-            out[role] = filed[role]
-            if role in pixels:
-                new = pixels[role]
-                out[role] = merged(filed[role], filed[role] * scale, new, new / scale, rtol)
-        if "background_error" in pixels and "var_poisson" in out:
-            more = np.nan_to_num((pixels["background_error"].astype(np.float64) / factor) ** 2)
-            out["var_poisson"] = np.where(
-                more > 0, out["var_poisson"] + more, out["var_poisson"]
-            ).astype(out["var_poisson"].dtype)
+    for role, power in (("flux", 1), ("error", 1), ("var_rnoise", 2), ("var_poisson", 2)):
+        if role not in filed:
+            continue
+        scale = np.float64(factor) ** power
+        out[role] = filed[role]
+        if role in pixels:
+            new = pixels[role]
+            out[role] = merged(filed[role], filed[role] * scale, new, new / scale, rtol)
+    if "background_error" in pixels and "var_poisson" in out:
+        more = (pixels["background_error"].astype(np.float64) / factor) ** 2
+        own = out["var_poisson"]
+        out["var_poisson"] = np.where(more > 0, (own + more).astype(own.dtype), own)
     return out

@@ -87,16 +87,9 @@ def patched(
     bits = filed["quality"].dtype
     rtol = 0.0 if factor == 1 else 3e-7
     flux, spread = pixels["flux"], pixels["error"].astype(np.float64) / factor
-    with np.errstate(over="ignore"):
-        variance = merged(
-            filed["variance"],
-            (error * factor).astype(np.float32),
-            pixels["error"],
-            spread**2,
-            rtol,
-        )
+    seen = (error * factor).astype(np.float32)
     return {
         "flux": merged(filed["flux"], viewed["flux"], flux, flux / factor, rtol),
-        "variance": variance,
+        "variance": merged(filed["variance"], seen, pixels["error"], spread**2, rtol),
         "quality": (pixels["quality"] & np.iinfo(bits).max).astype(bits),
     }

@@ -204,8 +204,8 @@ def merged(filed: NDArray, viewed: NDArray, new: NDArray, back: NDArray, rtol: f
     rtol
         What the way to another unit may have cost.
     """
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(new.astype(np.float64) - viewed.astype(np.float64))
+    viewed = viewed.astype(new.dtype, copy=False)
+    difference = np.abs(new.astype(np.float64) - viewed.astype(np.float64))
     same = (new == viewed) | (difference <= rtol * np.abs(viewed))
     same |= np.isnan(new) & np.isnan(viewed)
     return np.where(same, filed, back.astype(filed.dtype))
@@ -243,9 +243,8 @@ def refuse_other(
         given = viewed["flux"].astype(np.float64)
         # Where pixels got flags since, their flux may have been replaced.
         compared = (pixels["quality"] == viewed["quality"]) & np.isfinite(sky)
-        with np.errstate(invalid="ignore"):
-            lost = 4e-7 * (np.abs(flux) + np.abs(sky) + np.abs(given))
-            same = (np.abs(flux + sky - given) <= lost) | (flux + sky == given)
+        lost = 4e-7 * (np.abs(flux) + np.abs(sky) + np.abs(given))
+        same = (np.abs(flux + sky - given) <= lost) | (flux + sky == given)
         same |= np.isnan(flux) & np.isnan(given)
         n = int((compared & ~same).sum())
         if n:
