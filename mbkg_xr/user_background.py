@@ -82,10 +82,9 @@ def write_user_background(
         )
     with warnings.catch_warnings(), datamodels.MultiSpecModel() as model:
         warnings.simplefilter("ignore")
-        _describe(model, master)
-        # Filled by assignment, so that the model casts it to what this version's tables hold.
         spec = datamodels.SpecModel()
         spec.spec_table = _table(master, tolerance, spec.get_dtype("spec_table"))
+        _describe(model, master)
         model.spec.append(spec)
         for name, unit in _UNITS.items():
             model.spec[0].spec_table.columns[name].unit = unit
