@@ -25,7 +25,7 @@ from mbkg_xr.errors import (
     ParameterError,
     StoreError,
 )
-from mbkg_xr.io import write
+from mbkg_xr.io import write_copies
 from mbkg_xr.quality import NIPS_FLAGS
 from mbkg_xr.simulate import simulate_program, write_jwst, write_nips
 
@@ -48,6 +48,13 @@ def hdu_bytes(path):
         )
         for name, version, i in infos
     }
+
+
+def pairs(products, copies):
+    """Products and their copies, which come in the order of the slits."""
+    by_name = {c.name: c for c in copies}
+    assert by_name.keys() == {p.name for p in products} and len(copies) == len(products)
+    return [(path, by_name[path.name]) for path in products]
 
 
 def opened(paths):
@@ -118,8 +125,7 @@ def there_and_back(paths, folder):
     """FITS -> store -> FITS; the store's dataset."""
     mx.save(mx.open_program(paths), folder / "p.zarr")
     again = mx.open_program(folder / "p.zarr")
-    for path, copy in zip(paths, mx.write_fits(again, folder / "out"), strict=True):
-        assert copy.name == path.name
+    for path, copy in pairs(paths, mx.write_fits(again, folder / "out")):
         assert copy.read_bytes() == path.read_bytes()
     return next(iter(again.children.values())).to_dataset()
 
@@ -186,13 +192,13 @@ def test_what_changed_in_the_dataset_and_only_that_changes_in_the_file(jwst_temp
 
 
 def test_an_opened_programme_is_written_as_it_was(products, tmp_path):
-    for path, copy in zip(products, mx.write_fits(opened(products), tmp_path / "out"), strict=True):
+    for path, copy in pairs(products, mx.write_fits(opened(products), tmp_path / "out")):
         assert copy.read_bytes() == path.read_bytes()
 
 
 def test_the_real_slitlets_come_back(real_files, tmp_path):
-    for path, copy in zip(
-        real_files, mx.write_fits(mx.open_program(real_files), tmp_path / "out"), strict=True
+    for path, copy in pairs(
+        real_files, mx.write_fits(mx.open_program(real_files), tmp_path / "out")
     ):
         assert copy.read_bytes() == path.read_bytes()
 
@@ -202,12 +208,12 @@ def test_the_real_slitlets_come_back(real_files, tmp_path):
 
 
 def test_names_and_place(products, written):
-    assert [p.name for p in written] == [p.name for p in products]
+    assert len(pairs(products, written)) == len(products)
     assert len(list(written[0].parent.iterdir())) == len(written)
 
 
 def test_all_other_extensions_are_bit_identical(kind, products, written):
-    for path, copy in zip(products, written, strict=True):
+    for path, copy in pairs(products, written):
         before, after = hdu_bytes(path), hdu_bytes(copy)
         changed = {
             name for name, version in before if before[name, version] != after[name, version]
@@ -230,7 +236,7 @@ def test_they_are_fits_files(written):
 def test_pixels_are_the_results(kind, products, result, written):
     """By astropy, from the products and the background."""
     result = result.load()
-    for path, copy in zip(products, written, strict=True):
+    for path, copy in pairs(products, written):
         with fits.open(path) as old, fits.open(copy) as new:
             for index in np.flatnonzero(result.filename.values == path.name):
                 one = result.isel(slit=index)
@@ -277,7 +283,7 @@ def test_opened_again_they_are_the_result(kind, result, written):
 def test_variances_still_add_up_to_the_error(kind, products, written):
     if kind == "nips":
         pytest.skip("NIPS files have one variance")
-    for path, copy in zip(products, written, strict=True):
+    for path, copy in pairs(products, written):
         with fits.open(path) as old, fits.open(copy) as new:
             for hdu in (h for h in new if h.name == "SCI"):
                 sums = [
@@ -293,7 +299,7 @@ def test_variances_still_add_up_to_the_error(kind, products, written):
 
 
 def test_the_header_says_what_was_done(products, written, sky, result):
-    for path, copy in zip(products, written, strict=True):
+    for path, copy in pairs(products, written):
         old, new = fits.getheader(path), fits.getheader(copy)
         assert new["S_MSBSUB"] == "COMPLETE"
         assert new["MBKVER"] == mx.__version__
@@ -350,7 +356,7 @@ def test_slits_that_are_not_in_the_result_are_left_and_named(kind, products, res
     part = result.isel(slit=np.flatnonzero(result.slitlet.values != 2))
     with pytest.warns(UserWarning, match="not in the result and stay as they are: .* slitlet 2"):
         copies = mx.write_fits(part, tmp_path / "out")
-    for path, copy in zip(products, copies, strict=True):
+    for path, copy in pairs(products, copies):
         before, after = hdu_bytes(path), hdu_bytes(copy)
         with fits.open(copy) as hdus:
             left = [h.ver for h in hdus if h.name == "SCI" and h.header["SLITID"] == 2]
@@ -498,7 +504,7 @@ def test_all_or_nothing(result, tmp_path, monkeypatch, exists):
         if len(calls) == 5:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(write, "_write_slit", fail_later)
+    monkeypatch.setattr(write_copies, "_write_slit", fail_later)
     with pytest.raises(StoreError, match="No space left"):
         mx.write_fits(result, folder)
     assert list(tmp_path.rglob("*")) == ([folder] if exists else [])

@@ -83,6 +83,8 @@ def patched(
     pixels: Mapping[str, NDArray],
     factor: float,
     path: str,
+    *,
+    shifted: bool = False,
 ) -> dict[str, NDArray]:
     """Pixels of the extensions, from the filed ones and the dataset's.
 
@@ -98,6 +100,8 @@ def patched(
         What the file's flux was multiplied by to be in the dataset's unit.
     path
         The product, for messages.
+    shifted
+        Whether wavelengths may have been shifted on opening, as those of point sources are.
 
     Returns
     -------
@@ -111,10 +115,14 @@ def patched(
         Where the product is not the one that the dataset was made from.
     """
     rtol = 0.0 if factor == 1 else 3e-7
-    viewed = {"flux": filed["flux"] * factor, "quality": filed["quality"]}
-    if factor == 1:
-        # Those of point sources may have been shifted back on opening.
-        viewed["wavelength"] = filed["wavelength"]
+    viewed = {
+        "flux": filed["flux"] * np.float64(factor),
+        "quality": filed["quality"],
+        "wavelength": filed["wavelength"],
+    }
+    if shifted:
+        inside = np.isfinite(filed["wavelength"])
+        viewed["wavelength"] = np.where(inside, pixels["wavelength"], np.nan)
     refuse_other(slot, pixels, viewed, path)
     out: dict[str, NDArray] = {"quality": pixels["quality"]}
     for role, power in (("flux", 1), ("error", 1), ("var_rnoise", 2), ("var_poisson", 2)):

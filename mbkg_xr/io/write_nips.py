@@ -9,15 +9,14 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
+from . import nips
 from .fits import Hdu
 from .layout import NipsLayout
-from .nips import scan_file
-from .write_planes import Slot, merged, place_of, raw_header, refuse_other
+from .write_planes import Place, Slot, merged, raw_header, refuse_other
 
-__all__ = ["WRITTEN", "patched", "slots"]
+__all__ = ["patched", "slots"]
 
-#: Roles whose pixels may change; extensions are named by the layout.
-WRITTEN = ("flux", "variance", "quality")
+_WRITTEN = ("flux", "variance", "error", "quality")
 
 
 def slots(path: str | Path, hdus: Sequence[Hdu], *, layout: NipsLayout | None = None) -> list[Slot]:
@@ -29,24 +28,21 @@ def slots(path: str | Path, hdus: Sequence[Hdu], *, layout: NipsLayout | None = 
         Where the file is not of this layout.
     """
     layout = layout or NipsLayout()
-    suffixes = {detector: suffix for suffix, detector in layout.detectors.items()}
-    by_name = {h.name: h for h in hdus}
     out = []
-    for source in scan_file(path, hdus, layout=layout):
+    for source in nips.scan_file(path, hdus, layout=layout):
+        planes = {role: p for role, p in source.planes.items() if role in _WRITTEN}
+        index = next(i for i, h in enumerate(hdus) if h.offset == planes["flux"].offset)
+        suffix = hdus[index].name.removeprefix(layout.flux)
         detector = source.coords["detector"]
-        suffix = suffixes[detector]
-        found = {role: by_name[getattr(layout, role) + suffix] for role in (*WRITTEN, "wavelength")}
-        index = next(i for i, hdu in enumerate(hdus) if hdu is found["flux"])
         out.append(
             Slot(
                 key=detector,
                 where=f"{Path(path).name}, {detector}",
                 shape=source.shape,
-                places={role: place_of(hdu) for role, hdu in found.items()},
+                places={r: Place(p.offset, p.dtype, p.unsigned) for r, p in planes.items()},
                 headers=_headers(raw_header(path, hdus, index)[1], suffix),
                 turned=source.turned,
-                outside=source.outside,
-                to_um=source.to_um,
+                source=source,
             )
         )
     return out
@@ -70,26 +66,23 @@ def patched(
     pixels: Mapping[str, NDArray],
     factor: float,
     path: str,
+    *,
+    shifted: bool = False,
 ) -> dict[str, NDArray]:
     """Pixels of the extensions, from the filed ones and the dataset's (see `write_jwst.patched`).
 
     What is filed outside the slit stays. Flags past the width of the file's own are left out.
     """
-    wavelength, given = (filed[k].astype(np.float64) for k in ("wavelength", "variance"))
-    inside = wavelength > slot.outside
-    error = np.sqrt(np.where(inside & (given > 0), given, np.nan))
     viewed = {
-        "flux": np.where(inside, filed["flux"] * factor, np.nan).astype(np.float32),
-        "wavelength": np.where(inside, wavelength * slot.to_um, np.nan),
-        "quality": filed["quality"].astype(pixels["quality"].dtype),
+        name: next(iter(nips.planes([slot.source], name))).astype(pixels[name].dtype)
+        for name in ("flux", "error", "quality", "wavelength")
     }
     refuse_other(slot, pixels, viewed, path)
+    flux, error = pixels["flux"] / factor, pixels["error"].astype(np.float64) / factor
     bits = filed["quality"].dtype
-    rtol = 0.0 if factor == 1 else 3e-7
-    flux, spread = pixels["flux"], pixels["error"].astype(np.float64) / factor
-    seen = (error * factor).astype(np.float32)
+    spread, back = ("error", error) if "error" in filed else ("variance", error**2)
     return {
-        "flux": merged(filed["flux"], viewed["flux"], flux, flux / factor, rtol),
-        "variance": merged(filed["variance"], seen, pixels["error"], spread**2, rtol),
+        "flux": merged(filed["flux"], viewed["flux"], pixels["flux"], flux, 0.0),
+        spread: merged(filed[spread], viewed["error"], pixels["error"], back, 0.0),
         "quality": (pixels["quality"] & np.iinfo(bits).max).astype(bits),
     }

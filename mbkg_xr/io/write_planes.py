@@ -62,10 +62,8 @@ class Slot:
         Headers of the background and of its error, which are added.
     turned
         Whether the pixels are turned by 180 degrees against the dataset's.
-    outside
-        Wavelength, as filed, at and below which a pixel lies outside the slit; NaN always does.
-    to_um
-        Micrometres in the file's unit of wavelength.
+    source
+        What the reader knows of the slit, where that is needed to see its pixels as it does.
     """
 
     key: int | str
@@ -74,8 +72,7 @@ class Slot:
     places: Mapping[str, Place]
     headers: tuple[bytes, bytes]
     turned: bool = False
-    outside: float = -np.inf
-    to_um: float = 1.0
+    source: Any = None
 
     @property
     def plane_size(self) -> int:
@@ -223,7 +220,7 @@ def refuse_other(
     pixels
         The dataset's pixels.
     viewed
-        ``flux``, ``quality`` and, where it stays as filed, ``wavelength``, as opened.
+        ``flux``, ``quality`` and ``wavelength`` of the file, as opened.
     path
         The product, for the message.
 
@@ -232,12 +229,10 @@ def refuse_other(
     InputFileError
     """
     problems = []
-    if "wavelength" in viewed:
-        ours, theirs = pixels["wavelength"].astype(float), viewed["wavelength"].astype(float)
-        close = np.abs(ours - theirs) <= 3e-7 * np.abs(theirs)
-        n = int((~(close | (np.isnan(ours) & np.isnan(theirs)))).sum())
-        if n:
-            problems.append(f"other wavelengths on {n} pixels")
+    ours, theirs = (p["wavelength"].astype(np.float64) for p in (pixels, viewed))
+    close = (np.abs(ours - theirs) <= 3e-7 * np.abs(theirs)) | (np.isnan(ours) & np.isnan(theirs))
+    if not close.all():
+        problems.append(f"other wavelengths on {int((~close).sum())} pixels")
     if "background" in pixels:
         flux, sky = (pixels[k].astype(np.float64) for k in ("flux", "background"))
         given = viewed["flux"].astype(np.float64)
