@@ -41,7 +41,7 @@ def datasets(program, selected, master, tmp_path_factory):
         "saved result": saved["prism-clear"].to_dataset(),
         "saved master": saved["prism-clear/master"].to_dataset(),
     }
-    return {name: ds.load() for name, ds in made.items()}
+    return {name: ds.compute() for name, ds in made.items()}
 
 
 KINDS = (

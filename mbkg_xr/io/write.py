@@ -83,7 +83,8 @@ def write_fits(
     >>> import mbkg_xr as mx, pathlib, tempfile
     >>> from mbkg_xr.simulate import write_nips
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     files = write_nips(mx.simulate_program(exposures=2, slits=3), f"{folder}/in")
+    ...     ds = mx.simulate_program(exposures=2, slits=3, background_slits=2)
+    ...     files = write_nips(ds, f"{folder}/in")
     ...     ds = mx.select_background(mx.open_program(files)["prism-clear"].to_dataset())
     ...     sub = mx.subtract(ds, mx.fit_master(ds))
     ...     len(mx.write_fits(sub, pathlib.Path(folder) / "out"))
