@@ -16,9 +16,15 @@ import xarray as xr
 from ..errors import DatasetError, InputFileError, ParameterError, StoreError
 from .layout import NipsLayout
 from .write_copies import PIXELS, Task, copied, write_pixels
-from .write_products import by_name, paths_of, products_of, raise_all
+from .write_planes import Slot
+from .write_products import Product, by_name, find_slits, name_of, raise_all, rows_by_product
 
 __all__ = ["check_targets", "write_fits"]
+
+_BATCH = 256  # slits whose places in their products are known at a time
+
+#: A dataset, and its rows by product.
+Plan = tuple[xr.Dataset, Mapping[Path, list[int]]]
 
 
 def write_fits(
@@ -95,26 +101,58 @@ def write_fits(
     directory = Path(directory)
     say("looking for the products")
     given = None if products is None else by_name(products)
-    grouped = [(ds, products_of(ds, given, nips_layout)) for ds in datasets]
-    names = [(p.name, p.path) for _, group in grouped for p in group]
-    _check_targets(names, directory, overwrite, _inputs(datasets, names))
-    left = [slot for _, group in grouped for p in group for slot in p.left]
+    plans = [(ds, rows_by_product(ds, given)) for ds in datasets]
+    names = _check_targets(plans, directory, overwrite)
+    date = date or datetime.now(UTC).isoformat(timespec="seconds").removesuffix("+00:00")
+    problems: list[InputFileError] = []
+    left: list[Slot] = []
+    with _staged(directory, names, overwrite) as staging:
+        for ds, rows in plans:
+            configuration = ds.attrs.get("configuration", "")
+            for batch in _batches(rows):
+                say(f"{configuration}: copying {len(batch)} of {len(rows)} products")
+                found = _found(ds, batch, nips_layout, problems)
+                left += [slot for product in found for slot in product.left]
+                if problems:
+                    continue  # look at the rest, so that all is reported
+                tasks: dict[int, Task] = {}
+                for product in found:
+                    tasks |= copied(product, staging, ds, date)
+                say(f"{configuration}: writing {len(tasks)} slits")
+                problems += write_pixels(ds, tasks)
+        raise_all(problems)
     if left:
         some = ", ".join(slot.where for slot in left[:5]) + (" ..." if len(left) > 5 else "")
         warnings.warn(
             f"{len(left)} slits are not in the result and stay as they are: {some}", stacklevel=2
         )
-    date = date or datetime.now(UTC).isoformat(timespec="seconds").removesuffix("+00:00")
-    with _staged(directory, [name for name, _ in names], overwrite) as staging:
-        for ds, group in grouped:
-            configuration = ds.attrs.get("configuration", "")
-            say(f"{configuration}: copying {len(group)} products")
-            tasks: dict[int, Task] = {}
-            for product in group:
-                tasks |= copied(product, staging, ds, date)
-            say(f"{configuration}: writing {len(tasks)} slits")
-            write_pixels(ds, tasks)
-    return [directory / name for name, _ in names]
+    return [directory / name for name in names]
+
+
+def _batches(rows: Mapping[Path, list[int]]) -> Iterator[dict[Path, list[int]]]:
+    """Some products at a time, so that what is known of them does not fill the memory."""
+    batch: dict[Path, list[int]] = {}
+    for path, indices in rows.items():
+        if batch and sum(map(len, batch.values())) + len(indices) > _BATCH:
+            yield batch
+            batch = {}
+        batch[path] = indices
+    yield batch
+
+
+def _found(
+    ds: xr.Dataset,
+    batch: Mapping[Path, list[int]],
+    layout: NipsLayout | None,
+    problems: list[InputFileError],
+) -> list[Product]:
+    found = []
+    for path, indices in batch.items():
+        try:
+            found.append(find_slits(ds, path, indices, layout))
+        except InputFileError as error:
+            problems.append(error)
+    return found
 
 
 def check_targets(
@@ -130,16 +168,8 @@ def check_targets(
     InputFileError, InputFilesError, ParameterError, StoreError
         As `write_fits`.
     """
-    problems: list[InputFileError] = []
-    datasets = _slit_datasets(result)
-    names = {
-        path: name
-        for ds in datasets
-        for name, path in zip(ds["filename"].values, paths_of(ds, None, problems), strict=True)
-    }
-    raise_all(problems)
-    named = [(str(name) or path.name, path) for path, name in names.items()]
-    _check_targets(named, Path(directory), overwrite, _inputs(datasets, named))
+    plans = [(ds, rows_by_product(ds, None)) for ds in _slit_datasets(result)]
+    _check_targets(plans, Path(directory), overwrite)
 
 
 def _slit_datasets(result: xr.Dataset | xr.DataTree | Mapping[str, xr.Dataset]) -> list[xr.Dataset]:
@@ -163,21 +193,13 @@ def _slit_datasets(result: xr.Dataset | xr.DataTree | Mapping[str, xr.Dataset]) 
 # Where the copies go
 
 
-def _inputs(datasets: list[xr.Dataset], names: list[tuple[str, Path]]) -> set[tuple[int, int]]:
-    """What on disk must not be written over, whatever its name: products, wherever they are."""
-    paths = {path for _, path in names}
-    paths |= {Path(p) for ds in datasets if "path" in ds.coords for p in ds["path"].values if p}
-    return {(s.st_dev, s.st_ino) for s in (path.stat() for path in paths if path.exists())}
-
-
-def _check_targets(
-    names: list[tuple[str, Path]], directory: Path, overwrite: bool, inputs: set[tuple[int, int]]
-) -> None:
-    """Raise where a copy would replace a product, another copy, or a file it may not."""
+def _check_targets(plans: Sequence[Plan], directory: Path, overwrite: bool) -> list[str]:
+    """The copies' names; raises where one would replace a product, another, or what it may not."""
     if directory.exists() and not directory.is_dir():
         raise StoreError("not a directory", where=str(directory), remedy="choose another name")
+    inputs = _inputs(plans)
     seen: dict[str, Path] = {}
-    for name, path in names:
+    for name, path in ((name_of(ds, p, r), p) for ds, rows in plans for p, r in rows.items()):
         if name in seen:
             raise ParameterError(
                 "two products of one name",
@@ -199,6 +221,15 @@ def _check_targets(
                 where=str(target),
                 remedy="choose another directory, or overwrite (--overwrite)",
             )
+    return list(seen)
+
+
+def _inputs(plans: Sequence[Plan]) -> set[tuple[int, int]]:
+    """What on disk must not be written over, whatever its name: products, wherever they are."""
+    paths = {path for _, rows in plans for path in rows}
+    for ds, _ in plans:
+        paths |= {Path(p) for p in set(ds["path"].values.tolist() if "path" in ds else []) if p}
+    return {(s.st_dev, s.st_ino) for s in (path.stat() for path in paths if path.exists())}
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from .write_planes import (
     read_plane,
     without_checksum,
 )
-from .write_products import Product, raise_all
+from .write_products import Product
 
 __all__ = ["PIXELS", "Task", "copied", "write_pixels"]
 
@@ -150,17 +150,21 @@ def _provenance(
 # Pixels, chunk by chunk
 
 
-def write_pixels(ds: xr.Dataset, tasks: Mapping[int, Task]) -> None:
+def write_pixels(ds: xr.Dataset, tasks: Mapping[int, Task]) -> list[InputFileError]:
+    """Write slits of a dataset, by row, into copies that are there; what is wrong with them."""
+    rows = sorted(tasks)
     names = [*PIXELS, *(name for name in _OPTIONAL if name in ds.variables)]
     pixels = ds[names].reset_coords()[names]
+    contiguous = rows[-1] - rows[0] + 1 == len(rows)
+    pixels = pixels.isel(slit=slice(rows[0], rows[-1] + 1) if contiguous else rows)
     if not any(v.chunks for v in pixels.variables.values()):
         pixels = pixels.chunk({"slit": _CHUNK})
     block = partial(_write_block, names=names)
-    raise_all(reduce_blocks(pixels, names, block, operator.add, dict(tasks)))
+    return reduce_blocks(pixels, names, block, operator.add, [tasks[row] for row in rows])
 
 
 def _write_block(
-    first: int, arrays: Sequence[NDArray], tasks: Mapping[int, Task], *, names: Sequence[str]
+    first: int, arrays: Sequence[NDArray], tasks: Sequence[Task], *, names: Sequence[str]
 ) -> list[InputFileError]:
     """Write the slits of a chunk; what cannot be written is returned, so that all is reported."""
     problems = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,7 @@ from .fits import Hdu, hdu_table
 from .layout import NipsLayout
 from .write_planes import Slot
 
-__all__ = ["Product", "by_name", "paths_of", "products_of", "raise_all"]
+__all__ = ["Product", "by_name", "find_slits", "name_of", "raise_all", "rows_by_product"]
 
 
 @dataclass(frozen=True)
@@ -47,48 +47,41 @@ def by_name(products: str | os.PathLike | Sequence[str | os.PathLike]) -> dict[s
     return found
 
 
-def products_of(
-    ds: xr.Dataset, given: Mapping[str, Path] | None, layout: NipsLayout | None
-) -> list[Product]:
-    """The products of a dataset's slits, in the order of the slits."""
-    rows: dict[Path, list[int]] = {}
-    problems: list[InputFileError] = []
-    for path, index in zip(paths_of(ds, given, problems), range(ds.sizes["slit"]), strict=True):
-        rows.setdefault(path, []).append(index)
-    out = []
-    if not problems:
-        for path, indices in rows.items():
-            try:
-                out.append(_product(ds, path, indices, layout))
-            except InputFileError as error:
-                problems.append(error)
-    raise_all(problems)
-    return out
+def rows_by_product(ds: xr.Dataset, given: Mapping[str, Path] | None) -> dict[Path, list[int]]:
+    """Rows of a dataset by their products, in the order of the slits.
 
-
-def paths_of(
-    ds: xr.Dataset, given: Mapping[str, Path] | None, problems: list[InputFileError]
-) -> Iterator[Path]:
-    """The product of each slit; what is missing is added to the problems once."""
+    Raises
+    ------
+    InputFileError, InputFilesError
+        Where products are missing: all of them.
+    """
     filenames = ds["filename"].values.tolist()
     paths = ds["path"].values.tolist() if "path" in ds.coords else [""] * len(filenames)
-    missing: set[str] = set()
-    for filename, path in zip(filenames, paths, strict=True):
-        found = given.get(filename, Path()) if given is not None else Path(path)
-        if found.is_file() or filename in missing:
-            yield found
-            continue
-        missing.add(filename)
-        problems.append(
-            InputFileError(
-                "the product of a result is not there",
-                where=filename or "slits without a file name",
-                expected="a FITS file" if given is None else "it among products",
-                found=path or "a dataset that was not opened from FITS",
-                remedy="say where the products are by products=...",
-            )
-        )
-        yield found
+    rows: dict[Path, list[int]] = {}
+    problems: list[InputFileError] = []
+    known: dict[tuple[str, str], Path] = {}
+    for row, key in enumerate(zip(filenames, paths, strict=True)):
+        if key not in known:
+            filename, path = key
+            known[key] = given.get(filename, Path()) if given is not None else Path(path)
+            if not known[key].is_file():
+                problems.append(
+                    InputFileError(
+                        "the product of a result is not there",
+                        where=filename or "slits without a file name",
+                        expected="a FITS file" if given is None else "it among products",
+                        found=path or "a dataset that was not opened from FITS",
+                        remedy="say where the products are by products=...",
+                    )
+                )
+        rows.setdefault(known[key], []).append(row)
+    raise_all(problems)
+    return rows
+
+
+def name_of(ds: xr.Dataset, path: Path, rows: Sequence[int]) -> str:
+    """Name of a product: where it was opened by a link, that of the link."""
+    return ds["filename"].values[rows[0]].item() or path.name
 
 
 def raise_all(problems: list[InputFileError]) -> None:
@@ -96,7 +89,16 @@ def raise_all(problems: list[InputFileError]) -> None:
         raise problems[0] if len(problems) == 1 else InputFilesError(list(problems))
 
 
-def _product(ds: xr.Dataset, path: Path, rows: Sequence[int], layout: NipsLayout | None) -> Product:
+def find_slits(
+    ds: xr.Dataset, path: Path, rows: Sequence[int], layout: NipsLayout | None
+) -> Product:
+    """Where rows of a dataset lie in their product.
+
+    Raises
+    ------
+    InputFileError
+        Where it is not the product that they came from.
+    """
     hdus = hdu_table(path)
     if nips.is_nips(hdus, layout):
         writer: ModuleType = write_nips
@@ -118,6 +120,5 @@ def _product(ds: xr.Dataset, path: Path, rows: Sequence[int], layout: NipsLayout
                 remedy="give the products that were opened by products=...",
             )
         found[row] = slot
-    # Where products are links, `path` may be of another name.
-    name = ds["filename"].values[rows[0]].item() or path.name
+    name = name_of(ds, path, rows)
     return Product(path, name, hdus, found, tuple(by_key.values()), writer)
