@@ -91,7 +91,9 @@ def run(
         raise ParameterError(
             "the result would replace the input", where=str(out), remedy="choose another --out"
         )
-    return run_tree(open_program(given, **(opening or {})), out, **options)
+    opening = dict(opening or {})
+    options.setdefault("nips_layout", opening.get("nips_layout"))
+    return run_tree(open_program(given, **opening), out, **options)
 
 
 def run_tree(
@@ -108,6 +110,7 @@ def run_tree(
     bad_slits: str = "raise",
     report: str | os.PathLike | None = None,
     fits: str | os.PathLike | None = None,
+    nips_layout: Any = None,
     overwrite: bool = False,
     on_step: Callable[[str], None] | None = None,
 ) -> dict[str, ChainResult]:
@@ -130,6 +133,8 @@ def run_tree(
         A directory for figures and a page.
     fits
         A directory for copies of the products with the background subtracted, as by `write_fits`.
+    nips_layout
+        Of NIPS products, for `fits`; as for `open_program`.
     overwrite
         Replace an existing store, report and files.
     on_step
@@ -192,7 +197,7 @@ def run_tree(
             selections[name] = selected
         if fits is not None:
             written = {name: open_store(staging)[name].to_dataset() for name in datasets}
-            write_fits(written, fits, overwrite=overwrite, on_step=say)
+            write_fits(written, fits, overwrite=overwrite, nips_layout=nips_layout, on_step=say)
         finish(staging)
     saved = open_store(out)
     results = {}

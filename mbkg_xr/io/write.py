@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
@@ -33,7 +34,7 @@ def write_fits(
     *,
     products: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     overwrite: bool = False,
-    nips_layout: NipsLayout | None = None,
+    nips_layout: NipsLayout | Mapping[str, Any] | str | os.PathLike | None = None,
     date: str | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> list[Path]:
@@ -98,7 +99,7 @@ def write_fits(
     """
     say = on_step or (lambda text: None)
     datasets = _slit_datasets(result)
-    directory = Path(directory)
+    directory, layout = Path(directory), NipsLayout.of(nips_layout)
     say("looking for the products")
     given = None if products is None else by_name(products)
     plans = [(ds, rows_by_product(ds, given)) for ds in datasets]
@@ -111,7 +112,7 @@ def write_fits(
             configuration = ds.attrs.get("configuration", "")
             for batch in _batches(rows):
                 say(f"{configuration}: copying {len(batch)} of {len(rows)} products")
-                found = _found(ds, batch, nips_layout, problems)
+                found = _found(ds, batch, layout, problems)
                 left += [slot for product in found for slot in product.left]
                 if problems:
                     continue  # look at the rest, so that all is reported
@@ -143,7 +144,7 @@ def _batches(rows: Mapping[Path, list[int]]) -> Iterator[dict[Path, list[int]]]:
 def _found(
     ds: xr.Dataset,
     batch: Mapping[Path, list[int]],
-    layout: NipsLayout | None,
+    layout: NipsLayout,
     problems: list[InputFileError],
 ) -> list[Product]:
     found = []

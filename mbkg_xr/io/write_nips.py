@@ -19,7 +19,7 @@ __all__ = ["patched", "slots"]
 _WRITTEN = ("flux", "variance", "error", "quality")
 
 
-def slots(path: str | Path, hdus: Sequence[Hdu], *, layout: NipsLayout | None = None) -> list[Slot]:
+def slots(path: str | Path, hdus: Sequence[Hdu], *, layout: NipsLayout) -> list[Slot]:
     """Where the slits of a NIPS product lie, with detectors as keys.
 
     Raises
@@ -27,7 +27,6 @@ def slots(path: str | Path, hdus: Sequence[Hdu], *, layout: NipsLayout | None = 
     InputFileError
         Where the file is not of this layout.
     """
-    layout = layout or NipsLayout()
     out = []
     for source in nips.scan_file(path, hdus, layout=layout):
         planes = {role: p for role, p in source.planes.items() if role in _WRITTEN}

@@ -89,9 +89,7 @@ def raise_all(problems: list[InputFileError]) -> None:
         raise problems[0] if len(problems) == 1 else InputFilesError(list(problems))
 
 
-def find_slits(
-    ds: xr.Dataset, path: Path, rows: Sequence[int], layout: NipsLayout | None
-) -> Product:
+def find_slits(ds: xr.Dataset, path: Path, rows: Sequence[int], layout: NipsLayout) -> Product:
     """Where rows of a dataset lie in their product.
 
     Raises
