@@ -15,6 +15,7 @@ from .fit import fit_master
 from .info import info
 from .io import NipsLayout, open_program, read_template, save
 from .io.ingest import ingest
+from .io.write import write_fits
 from .master import evaluate, sample_master
 from .models import BSpline, LogPolynomial, Template
 from .project import master_image, project_master
@@ -26,6 +27,7 @@ from .select import flag_outliers, select_background
 from .simulate import simulate_program
 from .spans import SpanGrid
 from .subtract import subtract, subtract_nods
+from .user_background import write_user_background
 from .verify import verify
 
 __version__ = "0.1.0"
@@ -61,4 +63,6 @@ __all__ = [
     "subtract",
     "subtract_nods",
     "verify",
+    "write_fits",
+    "write_user_background",
 ]

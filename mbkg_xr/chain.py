@@ -16,6 +16,7 @@ from .errors import DatasetError, ParameterError
 from .fit import fit_master
 from .io import open_program
 from .io.store import create_store, finish, open_store, write_group
+from .io.write import check_targets, write_fits
 from .models import BSpline, LogPolynomial, Template
 from .report import write_report
 from .residuals import compare, residuals
@@ -90,7 +91,9 @@ def run(
         raise ParameterError(
             "the result would replace the input", where=str(out), remedy="choose another --out"
         )
-    return run_tree(open_program(given, **(opening or {})), out, **options)
+    opening = dict(opening or {})
+    options.setdefault("nips_layout", opening.get("nips_layout"))
+    return run_tree(open_program(given, **opening), out, **options)
 
 
 def run_tree(
@@ -106,6 +109,8 @@ def run_tree(
     leave_out: str = "slit",
     bad_slits: str = "raise",
     report: str | os.PathLike | None = None,
+    fits: str | os.PathLike | None = None,
+    nips_layout: Any = None,
     overwrite: bool = False,
     on_step: Callable[[str], None] | None = None,
 ) -> dict[str, ChainResult]:
@@ -126,8 +131,12 @@ def run_tree(
         As for `fit_master`.
     report
         A directory for figures and a page.
+    fits
+        A directory for copies of the products with the background subtracted, as by `write_fits`.
+    nips_layout
+        Of NIPS products, for `fits`; as for `open_program`.
     overwrite
-        Replace an existing store and report.
+        Replace an existing store, report and files.
     on_step
         Called with a line of text as each step begins.
 
@@ -147,13 +156,16 @@ def run_tree(
         model = MODELS[model]()
     say = on_step or (lambda text: None)
     datasets = _slit_datasets(tree)
-    if report is not None and Path(out).resolve() in (p := Path(report).resolve(), *p.parents):
-        raise ParameterError(
-            "the report would lie inside the store",
-            where=str(report),
-            expected=f"a directory outside {out}",
-            found=str(report),
-        )
+    for what, folder in (("report", report), ("FITS files", fits)):
+        if folder is not None and Path(out).resolve() in (p := Path(folder).resolve(), *p.parents):
+            raise ParameterError(
+                f"the {what} would lie inside the store",
+                where=str(folder),
+                expected=f"a directory outside {out}",
+                found=str(folder),
+            )
+    if fits is not None:
+        check_targets(datasets, fits, overwrite=overwrite)
     selections: dict[str, xr.Dataset] = {}
     tables: dict[str, pd.DataFrame] = {}
     with create_store(out, overwrite=overwrite) as staging:
@@ -183,6 +195,9 @@ def run_tree(
             others = other_methods(selected, master, result)
             tables[name] = compare(result, others["nods"], heldout=others["heldout"])
             selections[name] = selected
+        if fits is not None:
+            written = {name: open_store(staging)[name].to_dataset() for name in datasets}
+            write_fits(written, fits, overwrite=overwrite, nips_layout=nips_layout, on_step=say)
         finish(staging)
     saved = open_store(out)
     results = {}

@@ -6,6 +6,10 @@ that evaluation, pixel means and antiderivatives are the same few lines for all 
 
 from __future__ import annotations
 
+import hashlib
+from importlib.metadata import version
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +21,7 @@ from .schema import SCHEMA_VERSION, SLIT_IDENTITY
 from .spans import SpanGrid
 from .terms import FIRST_SHUTTER, N_SHUTTERS
 
-__all__ = ["evaluate", "master_grid", "sample_master"]
+__all__ = ["evaluate", "identity", "master_grid", "sample_master"]
 
 Array = NDArray[np.float64]
 
@@ -213,6 +217,45 @@ def master_grid(master: xr.Dataset) -> SpanGrid:
             found=" ".join(map(str, master.data_vars)) or "no variables",
         )
     return SpanGrid(master["edge"].values)
+
+
+def identity(master: xr.Dataset) -> dict[str, Any]:
+    """What a result says of the master it was made with, as attributes.
+
+    Parameters
+    ----------
+    master
+        From `fit_master`.
+
+    Returns
+    -------
+    dict
+        ``background_model``, ``background_slits`` and ``background_pixels`` (that it was fitted
+        to), ``background_version`` (of mbkg_xr) and ``background_sha256``, a digest of all its
+        numbers: the same for the same master, saved and opened again included.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> ds = mx.select_background(mx.simulate_program(exposures=2, slits=4, background_slits=2))
+    >>> identity(mx.fit_master(ds))["background_slits"]
+    8
+    """
+    digest = hashlib.sha256()
+    for name in sorted(map(str, master.variables)):
+        values = master[name].values
+        if values.dtype.kind in "fiub":
+            digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+    used = master["n_used"].values
+    chosen = master["candidate"].values[np.flatnonzero(master["score_chosen"].values)]
+    return {
+        "background_model": ", ".join([str(master.attrs["model"]), *map(str, chosen)]),
+        "background_slits": int((used > 0).sum()),
+        "background_pixels": int(used.sum()),
+        "background_sha256": digest.hexdigest(),
+        "background_version": version("mbkg_xr"),
+    }
 
 
 def evaluate(master: xr.Dataset, wavelength: ArrayLike, *, mean: bool = False) -> Array:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .blocks import map_slits
 from .errors import DatasetError
+from .master import identity
 from .project import project_master
 from .quality import DEFAULT_EXCLUDE, do_not_use, flag_mask
 from .schema import PIXEL_DIMS, occupied_shutters, refuse_subtracted, validate
@@ -59,6 +60,7 @@ def subtract(
     projected = project_master(ds, master, method=method, heldout=heldout)
     out = _subtracted(ds, projected)
     out.attrs["background_method"] = "master (held out)" if heldout else "master"
+    out.attrs |= identity(master)
     return out
 
 

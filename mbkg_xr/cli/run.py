@@ -39,6 +39,9 @@ class _Window(click.ParamType):
 @click.option("--out", required=True, type=click.Path(), help="The Zarr store to write.")
 @click.option("--report", type=click.Path(), help="Directory for figures and a page.")
 @click.option(
+    "--fits", type=click.Path(), help="Directory for copies of the products, background subtracted."
+)
+@click.option(
     "--model",
     type=click.Choice([*MODELS, "template"]),
     default="bspline",
@@ -77,6 +80,7 @@ def run_command(
     inputs: tuple[str, ...],
     out: str,
     report: str | None,
+    fits: str | None,
     model: str,
     template: str | None,
     yrel: tuple[tuple[float, float], ...],
@@ -106,11 +110,12 @@ def run_command(
             leave_out=leave_out,
             bad_slits="skip" if skip_bad_slits else "raise",
             report=report,
+            fits=fits,
             overwrite=overwrite,
             on_step=say,
             opening=opening,
         )
-    print_results(results, out, report, as_json)
+    print_results(results, out, report, as_json, fits=fits)
 
 
 def _slits(text: str) -> str | list[int]:

@@ -39,7 +39,12 @@ _COLUMNS = {
 
 
 def print_results(
-    results: dict[str, ChainResult], out: str, report: str | None, as_json: bool
+    results: dict[str, ChainResult],
+    out: str,
+    report: str | None,
+    as_json: bool,
+    *,
+    fits: str | None = None,
 ) -> None:
     for name, item in results.items():
         low, high = item.master.attrs["wavelength_range"]
@@ -48,7 +53,10 @@ def print_results(
             f"{item.result.sizes['slit']} slits, {low:.2f}-{high:.2f} um"
         )
         print_scores(item.table, title)
-    console().print(f"result: {out}" + (f"   figures: {report}" if report else ""), soft_wrap=True)
+    places = [f"result: {out}"]
+    places += [f"figures: {report}"] if report else []
+    places += [f"FITS: {fits}"] if fits else []
+    console().print("   ".join(places), soft_wrap=True)
     if as_json:
         click.echo(json_line({name: item.table for name, item in results.items()}))
 

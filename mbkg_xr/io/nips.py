@@ -267,7 +267,7 @@ def _pixels(source: NipsSource, variable: str) -> NDArray:
     return np.where(wavelength > source.outside, values, np.nan).astype(np.float32)
 
 
-def _planes(sources: Sequence[NipsSource], variable: str) -> Iterator[NDArray]:
+def planes(sources: Sequence[NipsSource], variable: str) -> Iterator[NDArray]:
     return (_pixels(source, variable) for source in sources)
 
 
@@ -325,7 +325,7 @@ def dataset(
         variables += ["var_rnoise", "var_poisson"]
     return lazy_dataset(
         sources,
-        _planes,
+        planes,
         variables,
         chunks=chunks,
         flags=(layout or NipsLayout()).flags,
