@@ -160,7 +160,8 @@ def test_the_others_are_kept(small_cal, cal_file, tmp_path, name):
 
 def test_compressed_metafiles_are_passed_over(small_cal, tmp_path):
     (tmp_path / small_cal.name).write_bytes(small_cal.read_bytes())
-    (tmp_path / "jw09999001001_01_msa.fits.gz").write_bytes(gzip.compress(b"a metafile"))
+    metafile = next(small_cal.parent.glob("*_msa.fits"))
+    (tmp_path / f"{metafile.name}.gz").write_bytes(gzip.compress(metafile.read_bytes()))
     assert mx.open_program(tmp_path)["prism-clear"].sizes["slit"] == 2
 
 

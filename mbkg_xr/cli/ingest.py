@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ..io.ingest import ingest
 from ..progress import show_progress
-from .options import json_option, nips_layout_option
+from .options import json_option, nips_layout_option, sky_options
 from .tables import console
 
 __all__ = ["ingest_command"]
@@ -24,6 +24,7 @@ __all__ = ["ingest_command"]
 )
 @click.option("--strict", is_flag=True, help="Take nothing where any file cannot be used.")
 @nips_layout_option
+@sky_options
 @json_option
 @click.pass_context
 def ingest_command(

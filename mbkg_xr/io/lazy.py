@@ -233,10 +233,28 @@ def _rechunked(ds: xr.Dataset, chunks: Chunks) -> xr.Dataset:
             lazy = indexing.LazilyIndexedArray(_Computed(data))
             changed[name] = variable.copy(data=indexing.CopyOnWriteArray(lazy))  # type: ignore[arg-type]
             changed[name].encoding["preferred_chunks"] = _preferred(usual, shape)
-        elif sizes != data.chunks[0]:
+            continue
+        sizes = _joined(data.chunks[0], sizes)
+        if sizes != data.chunks[0]:
             changed[name] = variable.copy(data=data.rechunk({0: sizes}))
     coords = {k: v for k, v in changed.items() if k in ds.coords}
     return ds.assign_coords(coords).assign({k: changed[k] for k in changed.keys() - coords.keys()})
+
+
+def _joined(stored: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Sizes as wanted, or, where a store's chunks are of many lengths, whole ones of them joined.
+
+    In ingested stores no chunk goes across exposures; chunks that did would read most of the
+    store's twice.
+    """
+    if len(set(stored[:-1])) < 2 and stored[-1] <= stored[0]:
+        return sizes
+    out = [0]
+    for length in stored:
+        if out[-1] and out[-1] + length > max(sizes):
+            out.append(0)
+        out[-1] += length
+    return tuple(out)
 
 
 def _whole(chunks: Chunks, stored: int) -> Chunks:
