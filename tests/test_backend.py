@@ -57,9 +57,7 @@ def test_nothing_is_read_but_what_is_indexed(cal_files, whole, monkeypatch):
     monkeypatch.setattr(
         jwst_file,
         "read_bytes",
-        lambda path, offset, size, f=jwst_file.read_bytes: (
-            read.append(offset) or f(path, offset, size)
-        ),
+        lambda path, at, size, f=jwst_file.read_bytes: read.append(at) or f(path, at, size),
     )
     one = ds.flux.variable.isel(slit=3, y=slice(2, 9), x=[4, 7]).values
     assert len(read) == 1

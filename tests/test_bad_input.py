@@ -158,11 +158,15 @@ def test_the_others_are_kept(small_cal, cal_file, tmp_path, name):
     assert ds.identical(alone)
 
 
-def test_compressed_metafiles_are_passed_over(small_cal, tmp_path):
+def test_compressed_metafiles_are_no_products(small_cal, tmp_path):
+    """They hold no slits, but tell of those of the products that name them."""
     (tmp_path / small_cal.name).write_bytes(small_cal.read_bytes())
     metafile = next(small_cal.parent.glob("*_msa.fits"))
     (tmp_path / f"{metafile.name}.gz").write_bytes(gzip.compress(metafile.read_bytes()))
-    assert mx.open_program(tmp_path)["prism-clear"].sizes["slit"] == 2
+    (tmp_path / "jw01345062001_01_msa.fits.gz").write_bytes(gzip.compress(b"another"))
+    ds = mx.open_program(tmp_path)["prism-clear"]
+    assert ds.sizes["slit"] == 2
+    assert all(text.startswith("metafile: ") for text in ds.sky_reason.values)
 
 
 def test_unknown_on_error(small_cal):

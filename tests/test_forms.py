@@ -12,7 +12,8 @@ from mbkg_xr.schema import SLIT_COORDS
 
 # What no format has: the path and name of a product are the product's own, and what was decided on
 # opening it is of the opened dataset only.
-OWN = {"filename", "path", "sky_reason", "subtracted", "calibrated_as", "flux_factor"}
+OWN = {"filename", "path", "sky_reason", "subtracted", "calibrated_as", "calibration"}
+OWN |= {"flux_factor"}
 
 
 def opened(paths, **options):

@@ -410,6 +410,16 @@ def test_the_users_word_on_nips_products(tmp_path):
     assert decided(found, "is_background") == {int(n): int(n) == science for n in ds.slitlet.values}
 
 
+def test_the_engine_takes_the_users_word_too(programme, folder):
+    import xarray as xr
+
+    from mbkg_xr.io.backend import MbkgBackend
+
+    number = int(programme.slitlet[~programme.is_background][0])
+    ds = xr.open_dataset(folder, engine=MbkgBackend, sky=[number])
+    assert np.unique(ds.slitlet[ds.is_background]).tolist() == [number]
+
+
 def test_occupied_shutters(program):
     ds = program.isel(slit=slice(3)).assign_coords(
         is_background=("slit", [False, True, False]),

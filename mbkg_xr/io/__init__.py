@@ -34,12 +34,12 @@ def open_program(
     chunks: Chunks = SLITS_A_CHUNK,
     on_error: str = "raise",
     nips_layout: NipsLayout | Mapping[str, Any] | str | os.PathLike | None = None,
-    cache: bool | str | os.PathLike = True,
-    progress: bool | Callable[[int, int], None] = False,
     sky: Any = None,
     metafile: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     virtual_sky: bool = False,
     accept: Sequence[str] = (),
+    cache: bool | str | os.PathLike = True,
+    progress: bool | Callable[[int, int], None] = False,
 ) -> xr.DataTree:
     """Open a programme as a lazy tree, one node a disperser/filter pair.
 
@@ -58,14 +58,6 @@ def open_program(
     nips_layout
         What extensions and keywords of NIPS files are called and mean; as in NIPS 1.x by default.
         A `NipsLayout`, a mapping of its attributes, or the path of a TOML file.
-    cache
-        Where the structure of products, and yrel once evaluated, are kept for the next time: a
-        directory, True for ``mbkg_xr`` in the user's cache directory (or the environment variable
-        ``MBKG_XR_CACHE``), or False. A product that changed, in its headers or metadata, is read
-        anew; nothing is ever written beside it.
-    progress
-        Whether to show a bar while files are opened, or what to call with the number of files done
-        and of all.
     sky
         Your own word on which slits are sky: numbers of slitlets (these are sky, and no others),
         or a table (DataFrame, CSV or ECSV file) with the column ``slitlet``, and any of
@@ -81,6 +73,14 @@ def open_program(
     accept
         Status keywords not held against a product: ``"S_FLAT"`` of slits without flat field, and
         ``"S_PHOTOM"`` where it and the unit contradict each other.
+    cache
+        Where the structure of products, and yrel once evaluated, are kept for the next time: a
+        directory, True for ``mbkg_xr`` in the user's cache directory (or the environment variable
+        ``MBKG_XR_CACHE``), or False. A product that changed, in its headers or metadata, is read
+        anew; nothing is ever written beside it.
+    progress
+        Whether to show a bar while files are opened, or what to call with the number of files done
+        and of all.
 
     Returns
     -------
@@ -95,8 +95,8 @@ def open_program(
     Raises
     ------
     InputFileError, InputFilesError
-        Where files are missing or cannot be used, or hold the same slits; where uniform sky cannot
-        be followed into their pixels.
+        Where files are missing or cannot be used, or hold the same slits; or slits in them cannot:
+        where uniform sky cannot be followed into their pixels.
     StoreError
         Where a store cannot be opened.
     ParameterError
@@ -116,7 +116,7 @@ def open_program(
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     store = _the_store(given[0]) if len(given) == 1 else None
     if store is not None:
-        return choose_in_tree(chunked_as(open_store(store), chunks), choice)
+        return chunked_as(choose_in_tree(open_store(store), choice), chunks)
     files = {os.path.realpath(file): file for path in given for file in _expand(path)}
     index = open_index(cache)
     scan = partial(_scan_product, layout=layout, index=index)
@@ -135,7 +135,7 @@ def open_program(
     slits = jwst.decide(
         [s for s in sources if isinstance(s, jwst.SlitSource)],
         choice=choice,
-        metafiles=list(files),
+        metafiles=list(files.values()),
         on_error=on_error,
     )
     datasets = {

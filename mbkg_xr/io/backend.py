@@ -44,6 +44,10 @@ class MbkgBackend(BackendEntrypoint):
         group: str | None = None,
         on_error: str = "raise",
         nips_layout: NipsLayout | Mapping[str, Any] | str | os.PathLike | None = None,
+        sky: Any = None,
+        metafile: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+        virtual_sky: bool = False,
+        accept: Sequence[str] = (),
         index: bool | str | os.PathLike = True,
     ) -> xr.Dataset:
         """Open one configuration of a programme.
@@ -56,7 +60,7 @@ class MbkgBackend(BackendEntrypoint):
             Names of variables to leave out.
         group
             The configuration, such as ``"prism-clear"``; may be left out where there is only one.
-        on_error, nips_layout
+        on_error, nips_layout, sky, metafile, virtual_sky, accept
             As in `mbkg_xr.open_program`.
         index
             Its `cache`; xarray's own `cache` is about pixels in memory.
@@ -71,7 +75,15 @@ class MbkgBackend(BackendEntrypoint):
             Where there are several configurations and none is chosen, or no such group.
         """
         tree = open_program(
-            filename_or_obj, chunks=None, on_error=on_error, nips_layout=nips_layout, cache=index
+            filename_or_obj,
+            chunks=None,
+            on_error=on_error,
+            nips_layout=nips_layout,
+            sky=sky,
+            metafile=metafile,
+            virtual_sky=virtual_sky,
+            accept=accept,
+            cache=index,
         )
         return _without(_chosen(tree, group, filename_or_obj), drop_variables)
 
@@ -82,6 +94,10 @@ class MbkgBackend(BackendEntrypoint):
         drop_variables: str | Iterable[str] | None = None,
         on_error: str = "raise",
         nips_layout: NipsLayout | Mapping[str, Any] | str | os.PathLike | None = None,
+        sky: Any = None,
+        metafile: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+        virtual_sky: bool = False,
+        accept: Sequence[str] = (),
         index: bool | str | os.PathLike = True,
     ) -> xr.DataTree:
         """Open a programme, one node a configuration; parameters as of `open_dataset`."""
@@ -91,6 +107,10 @@ class MbkgBackend(BackendEntrypoint):
                 drop_variables=drop_variables,
                 on_error=on_error,
                 nips_layout=nips_layout,
+                sky=sky,
+                metafile=metafile,
+                virtual_sky=virtual_sky,
+                accept=accept,
                 index=index,
             )
         )
@@ -102,11 +122,23 @@ class MbkgBackend(BackendEntrypoint):
         drop_variables: str | Iterable[str] | None = None,
         on_error: str = "raise",
         nips_layout: NipsLayout | Mapping[str, Any] | str | os.PathLike | None = None,
+        sky: Any = None,
+        metafile: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+        virtual_sky: bool = False,
+        accept: Sequence[str] = (),
         index: bool | str | os.PathLike = True,
     ) -> dict[str, xr.Dataset]:
         """The datasets of a programme by the paths of their nodes; parameters as above."""
         tree = open_program(
-            filename_or_obj, chunks=None, on_error=on_error, nips_layout=nips_layout, cache=index
+            filename_or_obj,
+            chunks=None,
+            on_error=on_error,
+            nips_layout=nips_layout,
+            sky=sky,
+            metafile=metafile,
+            virtual_sky=virtual_sky,
+            accept=accept,
+            cache=index,
         )
         return {
             node.path: _without(node.to_dataset(inherit=False), drop_variables)

@@ -258,7 +258,7 @@ def _responses(slits: Sequence[Slit]) -> Iterator[NDArray]:
 
 
 def open_slits(
-    paths: Sequence[str | Path], *, chunks: int = 32, on_error: str = "raise"
+    paths: Sequence[str | Path], *, chunks: Chunks = 32, on_error: str = "raise"
 ) -> dict[str, xr.Dataset]:
     """Open STScI products as one lazy slit dataset a configuration.
 

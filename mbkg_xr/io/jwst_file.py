@@ -212,7 +212,7 @@ def _facts(
         value = first_given(header.get(keyword), meta.get(name), None)
         return None if value is None else bool(value)
 
-    area = first_given(header.get("PIXAR_SR"), primary.get("PIXAR_SR"), None)
+    area = header.get("PIXAR_SR")
     corrected = truth("BARSHDW", "barshadow_corrected")
     return Facts(
         steps={key: str(primary[key]).strip() for key in STEPS if primary.get(key)},
@@ -222,11 +222,11 @@ def _facts(
         path_loss=text("PTHLOSS", "pathloss_correction_type"),
         bars_corrected=corrected,
         wavelength_corrected=truth("WAVECOR", "wavelength_corrected"),
-        pixel_area=None if area is None else float(area),
+        pixel_area=None if area in (None, "") else float(area),
         shutter_state=text("SHUTSTA", "shutter_state") or "",
         extensions=tuple(n for variable, n in _CORRECTIONS.items() if variable in offsets),
         bars_filed=None if corrected else _holds_bars(path, offsets, shape),
-        frames=tuple(meta.get("wcs_frames") or ()),
+        frames=tuple(meta["wcs_frames"]),
     )
 
 
