@@ -600,6 +600,13 @@ def test_changed_products_are_all_named(kind, products, result, tmp_path):
     assert not (tmp_path / "out").exists() and len(list(tmp_path.iterdir())) == 1
 
 
+def test_many_slits_of_a_changed_product_are_one_error(products, result, tmp_path):
+    with pytest.raises(InputFilesError) as caught:
+        mx.write_fits(result.assign(flux=result.flux * 2), tmp_path / "out")
+    assert len(caught.value.errors) == len(products)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", ["jwst"], indirect=True)
 def test_a_product_of_other_slits_is_refused(result, products, simulated, tmp_path):
     write_jwst(simulated.isel(slit=np.flatnonzero(simulated.slitlet != 1)), tmp_path / "in")
