@@ -285,9 +285,8 @@ def test_opened_again_they_are_the_result_and_subtracted(kind, result, written):
     np.testing.assert_allclose(again.error, result.error, rtol=2e-7)
 
 
-def test_variances_still_add_up_to_the_error(kind, products, written):
-    if kind == "nips":
-        pytest.skip("NIPS files have one variance")
+@pytest.mark.parametrize("kind", ["jwst"], indirect=True)
+def test_variances_still_add_up_to_the_error(products, written):
     for path, copy in pairs(products, written):
         with fits.open(path) as old, fits.open(copy) as new:
             for hdu in (h for h in new if h.name == "SCI"):
@@ -358,9 +357,8 @@ def test_chunks_order_and_scheduler_do_not_change_a_byte(result, written, tmp_pa
         assert hdu_bytes(path) == reference  # their order is that of the slits
 
 
-def test_slits_that_are_not_in_the_result_are_left_and_named(kind, products, result, tmp_path):
-    if kind == "nips":
-        pytest.skip("a slit a file")
+@pytest.mark.parametrize("kind", ["jwst"], indirect=True)
+def test_slits_that_are_not_in_the_result_are_left_and_named(products, result, tmp_path):
     part = result.isel(slit=np.flatnonzero(result.slitlet.values != 2))
     with pytest.warns(UserWarning, match="not in the result and stay as they are: .* slitlet 2"):
         copies = mx.write_fits(part, tmp_path / "out")
@@ -602,9 +600,15 @@ def test_changed_products_are_all_named(kind, products, result, tmp_path):
     assert not (tmp_path / "out").exists() and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_product_of_other_slits_is_refused(result, kind, products, simulated, tmp_path):
-    if kind == "nips":
-        pytest.skip("a slit a file")
+def test_many_slits_of_a_changed_product_are_one_error(products, result, tmp_path):
+    with pytest.raises(InputFilesError) as caught:
+        mx.write_fits(result.assign(flux=result.flux * 2), tmp_path / "out")
+    assert len(caught.value.errors) == len(products)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["jwst"], indirect=True)
+def test_a_product_of_other_slits_is_refused(result, products, simulated, tmp_path):
     write_jwst(simulated.isel(slit=np.flatnonzero(simulated.slitlet != 1)), tmp_path / "in")
     with pytest.raises((InputFileError, InputFilesError), match="no such slit"):
         mx.write_fits(result, tmp_path / "out", products=tmp_path / "in")

@@ -160,12 +160,30 @@ def write_pixels(ds: xr.Dataset, tasks: Mapping[int, Task]) -> list[InputFileErr
     if not any(v.chunks for v in pixels.variables.values()):
         pixels = pixels.chunk({"slit": _CHUNK})
     block = partial(_write_block, names=names)
-    return reduce_blocks(pixels, names, block, operator.add, [tasks[row] for row in rows])
+    some = [tasks[row] for row in rows]
+    return _by_product(reduce_blocks(pixels, names, block, operator.add, some))
+
+
+def _by_product(problems: list[tuple[str, InputFileError]]) -> list[InputFileError]:
+    """One error a product: that of its first slit, which says how many others there are."""
+    slits: dict[str, list[InputFileError]] = {}
+    for path, error in problems:
+        slits.setdefault(path, []).append(error)
+    return [
+        InputFileError(
+            first.cause,
+            where=f"{first.where}" + (f", and {len(more)} other slits" if more else ""),
+            expected=first.expected,
+            found=first.found,
+            remedy=first.remedy,
+        )
+        for first, *more in slits.values()
+    ]
 
 
 def _write_block(
     first: int, arrays: Sequence[NDArray], tasks: Sequence[Task], *, names: Sequence[str]
-) -> list[InputFileError]:
+) -> list[tuple[str, InputFileError]]:
     """Write the slits of a chunk; what cannot be written is returned, so that all is reported."""
     problems = []
     for index in range(arrays[0].shape[0]):
@@ -177,7 +195,7 @@ def _write_block(
                 {name: a[index, :ny, :nx] for name, a in zip(names, arrays, strict=True)},
             )
         except InputFileError as error:
-            problems.append(error)
+            problems.append((task.path, error))
     return problems
 
 
