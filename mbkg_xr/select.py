@@ -29,6 +29,9 @@ __all__ = ["flag_outliers", "near_one_of", "select_background", "why_empty"]
 
 Windows = Sequence[tuple[float, float]]
 
+_ROWS = 4  # rows on either side that tell a line of the sky from an outlier
+_FEWEST_ROWS = 3
+
 
 # ------------------------------------------------------------------------------------------------
 # The median filter
@@ -47,7 +50,7 @@ def flag_outliers(
         Width of the running median in pixels along the row, odd. Unusable pixels do not count.
     threshold
         A pixel is an outlier where ``|flux - median| > threshold * median error``, both medians
-        running over the window.
+        running over the window, unless the rows beside it show the same: then it is a line.
     apply
         Replace the outliers' flux by the median, as a median filter would, and flag nothing.
         Replacing correlates pixels and rounds lines: leave it off for a fit.
@@ -133,6 +136,32 @@ def _insert(buffer, n, value):  # pragma: no cover - compiled
 
 
 @numba.njit(nogil=True)
+def _in_line(flux, usable, i, j, allowed):  # pragma: no cover - compiled
+    """Whether the rows beside a pixel show the same there: then it is the sky that has a line.
+
+    Lines are tilted by a fraction of a column from row to row, so that a neighbour's pixel and the
+    two beside it bound what a line may be.
+    """
+    lows, highs = np.empty(2 * _ROWS), np.empty(2 * _ROWS)
+    n = 0
+    for k in range(max(0, i - _ROWS), min(flux.shape[0], i + _ROWS + 1)):
+        if k == i or not usable[k, j]:
+            continue
+        low = high = np.float64(flux[k, j])
+        for m in range(max(0, j - 1), min(flux.shape[1], j + 2)):
+            if usable[k, m]:
+                low, high = min(low, np.float64(flux[k, m])), max(high, np.float64(flux[k, m]))
+        _insert(lows, n, low)
+        _insert(highs, n, high)
+        n += 1
+    if n < _FEWEST_ROWS:
+        return False
+    bottom = 0.5 * (lows[(n - 1) // 2] + lows[n // 2])
+    top = 0.5 * (highs[(n - 1) // 2] + highs[n // 2])
+    return bottom - allowed <= flux[i, j] <= top + allowed
+
+
+@numba.njit(nogil=True)
 def _running_median(
     flux, error, usable, judged, half, threshold, outlier, median
 ):  # pragma: no cover - compiled
@@ -154,7 +183,9 @@ def _running_median(
                 # be thrown out sooner than high ones, and the sky come out high.
                 usual = 0.5 * (errors[(n - 1) // 2] + errors[n // 2])
                 median[s, i, j] = middle
-                outlier[s, i, j] = abs(flux[s, i, j] - middle) > threshold * usual
+                outlier[s, i, j] = abs(flux[s, i, j] - middle) > threshold * usual and not _in_line(
+                    flux[s], usable[s], i, j, threshold * usual
+                )
 
 
 # ------------------------------------------------------------------------------------------------
