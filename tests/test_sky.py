@@ -14,6 +14,7 @@ from conftest import REAL
 
 import mbkg_xr as mx
 from mbkg_xr.errors import InputFileError, ParameterError
+from mbkg_xr.io import msa
 from mbkg_xr.io.msa import read_metafile
 from mbkg_xr.io.sky import judge, state_verdict
 from mbkg_xr.schema import occupied_shutters
@@ -99,6 +100,21 @@ def test_real_metafiles(name, identifier, nod, slitlets, all_background, no_prim
         )  # fmt: skip
         primary = rows[rows.primary_source == b"Y"]
         assert slitlet.primary == tuple(zip(primary.shutter_column - middle, primary.source_id))
+
+
+def test_plain_tables_are_what_astropy_reads(tmp_path):
+    """Metafiles from orbit, uncompressed, are read without astropy, to the same table."""
+    for name in ("jw02561002003_01", "jw02609009001_04", "jw02736007001_01"):
+        packed = metafile(name)
+        path = tmp_path / f"{name}_msa.fits"
+        path.write_bytes(gzip.decompress(packed.read_bytes()))
+        assert msa._plain_table(path) is not None
+        assert msa._plain_table(packed) is None
+        plain, other = read_metafile(path), read_metafile(packed)
+        assert plain.visit == other.visit
+        assert plain.rows.keys() == other.rows.keys()
+        for column, values in plain.rows.items():
+            np.testing.assert_array_equal(values, other.rows[column])
 
 
 def test_real_slitlets_with_and_without_a_source():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from click.testing import CliRunner
+from conftest import CLEAN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged import any_bits, jwst_product, nips_product, templates
@@ -123,7 +124,8 @@ RAGGED = settings(max_examples=8, deadline=None, derandomize=True)
 
 def there_and_back(paths, folder):
     """FITS -> store -> FITS; the store's dataset."""
-    mx.save(mx.open_program(paths), folder / "p.zarr")
+    report = mx.ingest(paths, folder / "p.zarr")
+    assert len(report.accepted) == len(paths)
     again = mx.open_program(folder / "p.zarr")
     for path, copy in pairs(paths, mx.write_fits(again, folder / "out")):
         assert copy.read_bytes() == path.read_bytes()
@@ -408,6 +410,40 @@ def test_point_sources_are_written_in_the_files_unit(tmp_path):
             poisson = old["VAR_POISSON", v].data
             weak = good & (poisson < 1e-4)
             np.testing.assert_allclose(more[weak], (1e10 / factor) ** 2, rtol=0.01)
+
+
+def test_slits_calibrated_as_points_through_the_whole_chain(tmp_path):
+    """One master of uniform sky, fitted on slits in MJy/sr, taken off slits in MJy as well."""
+    ds = simulate_program(
+        exposures=3, slits=6, background_slits=3, calibration="POINT", seed=4, **CLEAN
+    ).compute()
+    paths = [p for p in write_jwst(ds, tmp_path / "in") if "_cal" in p.name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seen = mx.open_program(paths)["prism-clear"].to_dataset().load()
+    assert set(seen.calibrated_as.values) == {"POINT", "EXTENDED"}
+    alike = {"scales": None, "profile": False}
+    master = mx.fit_master(mx.select_background(seen, slits="background"), **alike)
+    copies = mx.write_fits(mx.subtract(seen, master), tmp_path / "out")
+    seen_units = set()
+    for path, copy in zip(sorted(paths), sorted(copies), strict=True):
+        with fits.open(path) as old, fits.open(copy) as new:
+            for hdu in (h for h in old if h.name == "SCI"):
+                version, unit = hdu.ver, hdu.header["BUNIT"]
+                seen_units.add(unit)
+                background = new["BKG", version].data
+                assert new["BKG", version].header["BUNIT"] == unit
+                known = np.isfinite(hdu.data) & np.isfinite(background)
+                left = new["SCI", version].data[known]
+                np.testing.assert_allclose(
+                    left, (hdu.data - background)[known], rtol=1e-5, atol=1e-5 * abs(left).max()
+                )
+                # A pixel holds mostly sky: in its own unit the two are of one size.
+                ratio = np.median(background[known]) / np.median(hdu.data[known])
+                assert 0.3 < ratio < 1.5
+    assert seen_units == {"MJy", "MJy/sr"}
+    again = mx.open_program(copies)
+    assert list(again.children) == ["prism-clear-subtracted"]
 
 
 def test_the_real_nips_file(tmp_path):
