@@ -280,18 +280,19 @@ def _hash(*texts: str) -> str:
 
 
 def _digest(path: str, spans: Iterable[Sequence[int]]) -> str:
-    """Digest of some spans of a file's bytes."""
-    found = hashlib.blake2b(digest_size=16)
+    """Checksum of some spans of a file's bytes."""
+    # Beside size and time of change a checksum is enough, and takes a fifth of the time.
+    found = 0
     with open(path, "rb", buffering=0) as stream:
         if hasattr(os, "pread"):
             number = stream.fileno()
             for start, size in spans:
-                found.update(os.pread(number, size, start))
+                found = zlib.crc32(os.pread(number, size, start), found)
         else:
             for start, size in spans:
                 stream.seek(start)
-                found.update(stream.read(size))
-    return found.hexdigest()
+                found = zlib.crc32(stream.read(size), found)
+    return f"{found:08x}"
 
 
 @cache

@@ -121,10 +121,14 @@ def _calibrations(
     refused: dict[tuple, list[int]] = {}
     errors: dict[tuple, InputFileError] = {}
     found: list[Calibration | None] = []
+    same: dict[tuple, Calibration] = {}  # most slits of a programme are calibrated alike
     for source in sources:
         common = source.configuration not in known
+        told = (common, *map(_hashable, vars(source.facts).values()))
         try:
-            found.append(calibration(source.facts, accept=choice.accept, common_loss=common))
+            if told not in same:
+                same[told] = calibration(source.facts, accept=choice.accept, common_loss=common)
+            found.append(same[told])
         except InputFileError as error:
             found.append(None)
             key = (source.coords["filename"], str(error))
@@ -145,6 +149,10 @@ def _calibrations(
     for problem in problems:
         warnings.warn(f"left out: {problem}", stacklevel=4)
     return found
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value.items()) if isinstance(value, dict) else value
 
 
 def _slitlets(numbers: Sequence[int]) -> str:
