@@ -395,17 +395,17 @@ def stack_scattered(options):
 
 @figure("stack of held-out sky, 3 % scatter, 2 % colour, own scales", high=1.25)
 def stack_scaled(options):
-    raise NotAvailableError("scales of slits are not fitted yet")
+    raise NotAvailableError("this figure is not taken yet")
 
 
 @figure("scales, over their own bound", high=1.2)
 def scales(options):
-    raise NotAvailableError("scales of slits are not fitted yet")
+    raise NotAvailableError("this figure is not taken yet")
 
 
 @figure("contaminants of 5 % of the sky found", unit="%", low=90)
 def contaminants(options):
-    raise NotAvailableError("contaminated slits are not looked for yet")
+    raise NotAvailableError("this figure is not taken yet")
 
 
 # ------------------------------------------------------------------------------------------------
