@@ -11,7 +11,7 @@ from scipy.interpolate import BSpline as ScipyBSpline
 from ..errors import ParameterError
 from ..spans import SpanGrid
 from .basis import NODES, TO_POWERS, Basis, Fitted, Problem, no_solution, too_few_pixels
-from .penalised import Candidate, PenalisedSystem, best_of, check_choice
+from .penalised import Candidate, OnOffer, PenalisedSystem, best_of, check_choice
 
 __all__ = ["FINE", "BSpline", "spline_basis"]
 
@@ -22,7 +22,7 @@ FINE = 4
 
 
 @dataclass(frozen=True)
-class BSpline:
+class BSpline(OnOffer):
     """Penalised cubic spline with knots uniform in detector pixels.
 
     Minimises ``sum w (y - S)^2 + sum_j d_j (second difference of c)_j^2`` (Eilers & Marx 1996), in
@@ -80,22 +80,6 @@ class BSpline:
                 expected=f"a spacing of at most {FINE} detector pixels",
                 found=min(self._spacings),
             )
-
-    @property
-    def _spacings(self) -> tuple[int, ...]:
-        return self.spacings if self.spacing is None else (self.spacing,)
-
-    @property
-    def _penalties(self) -> tuple[float, ...]:
-        if self.adapted:
-            return ()
-        return self.penalties if self.penalty is None else (self.penalty,)
-
-    @property
-    def _strengths(self) -> tuple[float, ...]:
-        if self.adapted is False or (self.adapted is None and self.penalty is not None):
-            return ()
-        return self.strengths if self.penalty is None else (self.penalty,)
 
     def provisional(self) -> BSpline:
         """A few candidates only, enough to clip by."""

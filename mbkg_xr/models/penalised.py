@@ -25,7 +25,7 @@ from .banded import (
 )
 from .basis import PIXEL_MEAN, Basis, Fitted, Problem, choose, normal_equations, scores_of
 
-__all__ = ["CRITERIA", "Candidate", "PenalisedSystem", "best_of", "check_choice"]
+__all__ = ["CRITERIA", "Candidate", "OnOffer", "PenalisedSystem", "best_of", "check_choice"]
 
 Array = NDArray[np.float64]
 
@@ -287,6 +287,33 @@ def best_of(
     table = [c.row for c in candidates]
     best = candidates[choose(table, criterion, one_error=one_error)]
     return best.system.finish(best.weight, best.description, table, with_heldout)
+
+
+class OnOffer:
+    """Spacings, common penalties and strengths of adapted ones that a penalised model offers."""
+
+    spacing: int | None
+    penalty: float | None
+    adapted: bool | None
+    spacings: tuple[int, ...]
+    penalties: tuple[float, ...]
+    strengths: tuple[float, ...]
+
+    @property
+    def _spacings(self) -> tuple[int, ...]:
+        return self.spacings if self.spacing is None else (self.spacing,)
+
+    @property
+    def _penalties(self) -> tuple[float, ...]:
+        if self.adapted:
+            return ()
+        return self.penalties if self.penalty is None else (self.penalty,)
+
+    @property
+    def _strengths(self) -> tuple[float, ...]:
+        if self.adapted is False or (self.adapted is None and self.penalty is not None):
+            return ()
+        return self.strengths if self.penalty is None else (self.penalty,)
 
 
 def check_choice(spacings: tuple[int, ...], penalties: tuple[float, ...], criterion: str) -> None:

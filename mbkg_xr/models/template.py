@@ -13,7 +13,7 @@ from ..errors import FitError, ParameterError
 from ..spans import SpanGrid
 from .basis import ERROR_NODES, PIXEL_MEAN, Basis, Fitted, Problem, no_solution, too_few_pixels
 from .bspline import FINE, BSpline, spline_basis
-from .penalised import Candidate, PenalisedSystem, best_of, check_choice
+from .penalised import Candidate, OnOffer, PenalisedSystem, best_of, check_choice
 
 __all__ = ["Template"]
 
@@ -26,7 +26,7 @@ _HERMITE = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [-3, 3, -2, -1], [2, -2, 1, 1.0
 
 
 @dataclass(frozen=True, eq=False)
-class Template:
+class Template(OnOffer):
     """The sky as a template times a smooth ratio.
 
     Lines, absorption and the shape of the continuum come from the template; the ratio follows what
@@ -115,22 +115,6 @@ class Template:
                 else type(self.spectrum).__name__,
             )
         object.__setattr__(self, "spectrum", (wavelength, flux))
-
-    @property
-    def _spacings(self) -> tuple[int, ...]:
-        return self.spacings if self.spacing is None else (self.spacing,)
-
-    @property
-    def _penalties(self) -> tuple[float, ...]:
-        if self.adapted:
-            return ()
-        return self.penalties if self.penalty is None else (self.penalty,)
-
-    @property
-    def _strengths(self) -> tuple[float, ...]:
-        if self.adapted is False or (self.adapted is None and self.penalty is not None):
-            return ()
-        return self.strengths if self.penalty is None else (self.penalty,)
 
     def provisional(self) -> Template:
         """A few candidates only, enough to clip by."""
