@@ -16,7 +16,7 @@ from .errors import DatasetError, ParameterError
 from .master import error_at, master_grid, sample_master
 from .rebin import pixel_corners, rebin2d
 from .schema import PIXEL_DIMS, SLIT_IDENTITY, validate
-from .slit_terms import SlitTerms, slit_terms
+from .slit_terms import SlitTerms, ranks_in, slit_terms
 from .spans import SpanGrid, find_span
 
 __all__ = ["master_image", "project_master"]
@@ -218,18 +218,16 @@ def _masters(
             expected="heldout_polynomial",
             found="none",
         )
-    keys = zip(*(master[c].values.tolist() for c in SLIT_IDENTITY), strict=True)
-    group = dict(zip(keys, master["group"].values.tolist(), strict=True))
-    ours = list(zip(*(ds[c].values.tolist() for c in SLIT_IDENTITY), strict=True))
-    strangers = [k for k in ours if k not in group]
-    if strangers:
+    rank = ranks_in(ds, master)
+    strangers = np.flatnonzero(rank < 0)
+    if strangers.size:
         raise DatasetError(
             "slit unknown to the master",
-            where=str(strangers[0]),
+            where=str(tuple(ds[c].values[strangers[0]].item() for c in SLIT_IDENTITY)),
             expected="slits of the dataset the master was fitted to",
-            found=f"{len(strangers)} others",
+            found=f"{strangers.size} others",
         )
-    which = np.array([group[k] for k in ours], dtype=np.int64)
+    which = master["group"].values[rank].astype(np.int64)
     return (
         master["heldout_polynomial"].values,
         master["heldout_error"].values,

@@ -67,7 +67,7 @@ def sky_shutters(slits: xr.Dataset) -> NDArray[np.bool_]:
 
 @dataclass
 class ShutterSums:
-    """Sums over pixels, with m the master, v the variance and e the share of the master expected.
+    """Sums over pixels, with y the flux, m the master, g the profile and v the variance.
 
     Attributes
     ----------

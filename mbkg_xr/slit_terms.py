@@ -14,7 +14,7 @@ from .schema import SLIT_IDENTITY
 from .spans import SpanGrid, find_span
 from .terms import ProfileTable, profile_at
 
-__all__ = ["SlitTerms", "slit_terms", "used_pixels"]
+__all__ = ["SlitTerms", "ranks_in", "slit_terms", "used_pixels"]
 
 Array = NDArray[np.float64]
 
@@ -116,7 +116,7 @@ def slit_terms(ds: xr.Dataset, master: xr.Dataset, *, heldout: bool = False) -> 
             errors = np.repeat(errors[:, None], shutters, axis=1)
             found[..., 0] += master["shutter_level"].values
             errors[..., 0, 0] += master["shutter_level_variance"].values
-        rank = _ranks(ds, master)
+        rank = ranks_in(ds, master)
         known = rank >= 0
         scale = np.zeros((n, shutters, order))
         spread = np.square(master["scale_spread"].values).sum(axis=0)
@@ -141,14 +141,14 @@ def used_pixels(ds: xr.Dataset, master: xr.Dataset) -> NDArray[np.bool_]:
     yrel = ds["yrel"].values
     if "shutter_used" not in master:
         return np.ones(yrel.shape, dtype=np.bool_)
-    rank = _ranks(ds, master)
+    rank = ranks_in(ds, master)
     used = np.where(rank[:, None] >= 0, master["shutter_used"].values[rank], True)
     first = int(master["shutter"].values[0])
     at = np.clip(np.rint(np.nan_to_num(yrel)).astype(int) - first, 0, used.shape[1] - 1)
     return used[np.arange(yrel.shape[0])[:, None, None], at]
 
 
-def _ranks(ds: xr.Dataset, master: xr.Dataset) -> NDArray[np.int64]:
+def ranks_in(ds: xr.Dataset, master: xr.Dataset) -> NDArray[np.int64]:
     """Index of each slit among those of the master, -1 for strangers."""
     theirs = zip(*(master[c].values.tolist() for c in SLIT_IDENTITY), strict=True)
     rank = {key: i for i, key in enumerate(theirs)}
