@@ -92,27 +92,11 @@ class MbkgBackend(BackendEntrypoint):
         filename_or_obj: Any,
         *,
         drop_variables: str | Iterable[str] | None = None,
-        on_error: str = "raise",
-        nips_layout: NipsLayout | Mapping[str, Any] | str | os.PathLike | None = None,
-        sky: Any = None,
-        metafile: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
-        virtual_sky: bool = False,
-        accept: Sequence[str] = (),
-        index: bool | str | os.PathLike = True,
+        **options: Any,
     ) -> xr.DataTree:
         """Open a programme, one node a configuration; parameters as of `open_dataset`."""
         return xr.DataTree.from_dict(
-            self.open_groups_as_dict(
-                filename_or_obj,
-                drop_variables=drop_variables,
-                on_error=on_error,
-                nips_layout=nips_layout,
-                sky=sky,
-                metafile=metafile,
-                virtual_sky=virtual_sky,
-                accept=accept,
-                index=index,
-            )
+            self.open_groups_as_dict(filename_or_obj, drop_variables=drop_variables, **options)
         )
 
     def open_groups_as_dict(
@@ -120,26 +104,11 @@ class MbkgBackend(BackendEntrypoint):
         filename_or_obj: Any,
         *,
         drop_variables: str | Iterable[str] | None = None,
-        on_error: str = "raise",
-        nips_layout: NipsLayout | Mapping[str, Any] | str | os.PathLike | None = None,
-        sky: Any = None,
-        metafile: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
-        virtual_sky: bool = False,
-        accept: Sequence[str] = (),
         index: bool | str | os.PathLike = True,
+        **options: Any,
     ) -> dict[str, xr.Dataset]:
         """The datasets of a programme by the paths of their nodes; parameters as above."""
-        tree = open_program(
-            filename_or_obj,
-            chunks=None,
-            on_error=on_error,
-            nips_layout=nips_layout,
-            sky=sky,
-            metafile=metafile,
-            virtual_sky=virtual_sky,
-            accept=accept,
-            cache=index,
-        )
+        tree = open_program(filename_or_obj, chunks=None, cache=index, **options)
         return {
             node.path: _without(node.to_dataset(inherit=False), drop_variables)
             for node in tree.subtree
