@@ -3,21 +3,18 @@
 import numpy as np
 
 import mbkg_xr as mx
+from mbkg_xr.simulate import CLEAN
 
 
 def main() -> None:
     # Nothing but sky, noise, cosmic rays and bad pixels: this is about the estimators.
-    perfect = dict.fromkeys(
-        ("throughput_scatter", "colour_scatter", "pedestal", "sky_drift", "barshadow_mismatch"), 0.0
-    )
     ds = mx.simulate_program(
         exposures=3,
         slits=40,
         background_slits=40,
-        contaminated_fraction=0.0,
         signal_to_noise=3,
         seed=1,
-        **perfect,
+        **CLEAN,
     )
     ds = mx.select_background(ds.compute())
     wave = ds.wavelength.values

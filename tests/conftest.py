@@ -9,19 +9,9 @@ import pytest
 import xarray as xr
 
 import mbkg_xr as mx
+from mbkg_xr.simulate import CLEAN
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "real_slitlets"
-
-#: Nothing but sky and noise: what an estimator must get right.
-CLEAN = {
-    "throughput_scatter": 0.0,
-    "colour_scatter": 0.0,
-    "contaminated_fraction": 0.0,
-    "leak": 0.0,
-    "barshadow_mismatch": 0.0,
-    "pedestal": 0.0,
-    "sky_drift": 0.0,
-}
 
 
 @pytest.fixture(scope="session", autouse=True)

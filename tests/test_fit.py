@@ -4,9 +4,9 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import CLEAN
 
 import mbkg_xr as mx
+from mbkg_xr.simulate import CLEAN
 
 RANGES = [(0.7, 1.45), (1.45, 2.2), (2.2, 2.95), (2.95, 3.7), (3.7, 4.45), (4.45, 5.2)]
 

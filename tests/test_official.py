@@ -13,10 +13,9 @@ import warnings
 import numpy as np
 import pytest
 from astropy.io import fits
-from conftest import CLEAN
 
 import mbkg_xr as mx
-from mbkg_xr.simulate import simulate_program, write_jwst
+from mbkg_xr.simulate import CLEAN, simulate_program, write_jwst
 
 pytest.importorskip("jwst", reason="the official pipeline (jwst) is not installed here")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import CLEAN
 
 import mbkg_xr as mx
 from mbkg_xr.mixed import solve_scales
 from mbkg_xr.residuals import sky_centres
 from mbkg_xr.scales import Scales
 from mbkg_xr.shutters import ShutterSums, open_shutters
+from mbkg_xr.simulate import CLEAN
 from mbkg_xr.terms import N_SHUTTERS, Terms, bin_phase
 
 BINS = 30

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import CLEAN
 
 import mbkg_xr as mx
+from mbkg_xr.simulate import CLEAN
 
 
 def _expected(ds, windows):

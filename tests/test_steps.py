@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from astropy.io import fits
-from conftest import CLEAN
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +25,7 @@ from mbkg_xr.io.steps import (
     surface_brightness,
     wavelength_shifted,
 )
-from mbkg_xr.simulate import simulate_program, write_jwst
+from mbkg_xr.simulate import CLEAN, simulate_program, write_jwst
 
 PS, UN, BARS = "PATHLOSS_PS", "PATHLOSS_UN", "BARSHADOW"
 DONE, SKIPPED = "COMPLETE", "SKIPPED"

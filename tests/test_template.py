@@ -8,7 +8,6 @@ import pytest
 import xarray as xr
 from astropy.table import Table
 from click.testing import CliRunner
-from conftest import CLEAN
 from test_models import _points, _problem
 
 import mbkg_xr as mx
@@ -16,6 +15,7 @@ from mbkg_xr.cli import main
 from mbkg_xr.models.basis import dense
 from mbkg_xr.models.bspline import spline_basis
 from mbkg_xr.models.template import _product
+from mbkg_xr.simulate import CLEAN
 from mbkg_xr.simulate.sky import as_sky, sky_mean, sky_spectrum
 from mbkg_xr.spans import SpanGrid, span_grid
 

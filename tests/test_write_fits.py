@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from click.testing import CliRunner
-from conftest import CLEAN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged import any_bits, jwst_product, nips_product, templates
@@ -28,7 +27,7 @@ from mbkg_xr.errors import (
 )
 from mbkg_xr.io import write, write_copies
 from mbkg_xr.quality import NIPS_FLAGS
-from mbkg_xr.simulate import simulate_program, write_jwst, write_nips
+from mbkg_xr.simulate import CLEAN, simulate_program, write_jwst, write_nips
 
 DATE = "2026-01-02T03:04:05"
 CHANGED = {

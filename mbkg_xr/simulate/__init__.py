@@ -3,11 +3,12 @@
 from .dispersers import DISPERSERS, get_disperser
 from .jwst import write_jwst
 from .nips import write_nips
-from .program import simulate_program
+from .program import CLEAN, simulate_program
 from .skies import SKIES
 from .sky import Sky, SkyTable, fit_sky, sky_mean, sky_spectrum
 
 __all__ = [
+    "CLEAN",
     "DISPERSERS",
     "SKIES",
     "Sky",

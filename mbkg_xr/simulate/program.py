@@ -17,7 +17,18 @@ from .pixels import DETECTORS, OUTPUT, Settings, make_slits
 from .plan import Observing, plan_slits
 from .sky import as_sky
 
-__all__ = ["simulate_program"]
+__all__ = ["CLEAN", "simulate_program"]
+
+#: Options of a programme of nothing but sky and noise, sources without wings.
+CLEAN: dict[str, float] = {
+    "throughput_scatter": 0.0,
+    "colour_scatter": 0.0,
+    "contaminated_fraction": 0.0,
+    "leak": 0.0,
+    "barshadow_mismatch": 0.0,
+    "pedestal": 0.0,
+    "sky_drift": 0.0,
+}
 
 _SHUTTERS = (1, 2, 3, 5)
 _NODS = (1, 2, 3, 5)

@@ -1,0 +1,119 @@
+"""Rows: bias, noise and honesty of the master."""
+
+from __future__ import annotations
+
+import argparse
+from functools import lru_cache
+
+import numpy as np
+from bound import exact_problem, oracle_risk, usable
+from figures import figure
+from programmes import BAND, against_truth, faint, programme, stacked_faint
+
+import mbkg_xr as mx
+from mbkg_xr.simulate import CLEAN
+from mbkg_xr.simulate.sky import sky_mean
+from mbkg_xr.spans import span_grid
+
+RANGES = [(0.7, 1.45), (1.45, 2.2), (2.2, 2.95), (2.95, 3.7), (3.7, 4.45), (4.45, 5.2)]
+SIZES = {"3 x 20": (3, 20), "9 x 60": (9, 60), "15 x 150": (15, 150)}
+
+
+@lru_cache(maxsize=16)
+def efficiency(size: str, seeds: int) -> dict[str, float]:
+    """rms error of the master over the least that is possible, all slits being sky: what sources
+    spill into "empty" shutters is another matter, and measured with science slits.
+
+    The bound: the smallest rms departure from the truth, averaged over noise, that a penalised
+    cubic spline of the toolkit's family reaches which is given the true variance of each pixel, no
+    outlier, the penalty's profile over wavelength that the noise-free truth asks for, and the
+    spacing and strength that are best *for this very truth*; once from all usable pixels (every
+    unflagged row of sky slits, bars included), once from those selected. Its square is the trace of
+    the covariance (A^-1 G A^-1, G the Fisher information of the pixels, A = G + penalty) and of
+    the squared smoothing bias: the Cramer-Rao bound plus what smoothing costs, at their best
+    balance. ``uniform`` is the same with one penalty for all wavelengths (all pixels), and
+    ``unbiased`` the plain Cramer-Rao bound of splines with knots every two pixels (the width of the
+    line spread) without penalty: smoothing beats it where the sky is smoother than that.
+    """
+    exposures, slits = SIZES[size]
+    sums: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        ds = programme(exposures=exposures, slits=slits, background_slits=slits, seed=seed, **CLEAN)
+        found = against_truth(mx.fit_master(ds))
+        grid = span_grid(ds)
+        mask = usable(ds)
+        sky = sky_mean(grid.edges[:-1], grid.edges[1:])
+        weight = np.where((grid.centres > BAND[0]) & (grid.centres < BAND[1]), 1 / sky**2, 0.0)
+        every = exact_problem(ds, mask, grid)
+        picked = exact_problem(ds, mask & ds["selected"].values, grid)
+        values = {
+            "rms": np.mean(found.departure**2),
+            "pull": np.var(found.pull),
+            "all": oracle_risk(every, sky, weight, adapted=True, spacings=(1, 2)),
+            "selected": oracle_risk(picked, sky, weight, adapted=True, spacings=(1, 2)),
+            "uniform": oracle_risk(every, sky, weight, adapted=False),
+            "unbiased": oracle_risk(
+                every, sky, weight, adapted=False, spacings=(2,), penalties=(1e-9,)
+            ),
+        }
+        for name, value in values.items():
+            sums.setdefault(name, []).append(float(value))
+    return {name: float(np.sqrt(np.mean(v))) for name, v in sums.items()}
+
+
+@figure("bias at S/N 3, whole band", unit="%", high=0.2)
+def bias(options):
+    return 100 * abs(stacked_faint(options, "departure").mean())
+
+
+@figure("bias at S/N 3, worst of six ranges", unit="%", high=0.5)
+def bias_by_range(options):
+    departure, wave = stacked_faint(options, "departure"), faint(0).wavelength
+    means = [departure[:, (wave > low) & (wave < high)].mean() for low, high in RANGES]
+    return 100 * max(np.abs(means))
+
+
+@figure("rms at S/N 3", unit="%")
+def rms(options):
+    return 100 * np.sqrt(np.mean(stacked_faint(options, "departure") ** 2))
+
+
+@figure("pull at S/N 3, std", low=0.9, high=1.1)
+def pull(options):
+    return stacked_faint(options, "pull").std()
+
+
+def _efficiency_rows(size: str, large: bool) -> None:
+    seeds = {"3 x 20": lambda o: o.seeds, "9 x 60": lambda o: min(o.seeds, 2)}
+
+    def of(options: argparse.Namespace) -> dict[str, float]:
+        return efficiency(size, seeds.get(size, lambda o: 1)(options))
+
+    @figure(f"rms over bound of all usable pixels, {size}", high=1.15, large=large)
+    def over_all(options):
+        return of(options)["rms"] / of(options)["all"]
+
+    @figure(f"rms over bound of the selected pixels, {size}", large=large)
+    def over_selected(options):
+        return of(options)["rms"] / of(options)["selected"]
+
+    @figure(f"rms over bound with one penalty for all wavelengths, {size}", large=large)
+    def over_uniform(options):
+        return of(options)["rms"] / of(options)["uniform"]
+
+    @figure(f"rms over unbiased Cramer-Rao bound, {size}", large=large)
+    def over_unbiased(options):
+        return of(options)["rms"] / of(options)["unbiased"]
+
+    @figure(f"rms, {size}", unit="%", large=large)
+    def plain(options):
+        return 100 * of(options)["rms"]
+
+    @figure(f"pull, {size}, std", low=0.9, high=1.1, large=large)
+    def pull_of(options):
+        return of(options)["pull"]
+
+
+_efficiency_rows("3 x 20", False)
+_efficiency_rows("9 x 60", False)
+_efficiency_rows("15 x 150", True)
