@@ -25,6 +25,7 @@ from .scales import Scales
 from .schema import SHUTTER_CENTRES
 from .select import flag_outliers, select_background
 from .simulate import simulate_program
+from .slit_scores import score_slits
 from .spans import SpanGrid
 from .subtract import subtract, subtract_nods
 from .user_background import write_user_background
@@ -57,6 +58,7 @@ __all__ = [
     "residuals",
     "sample_master",
     "save",
+    "score_slits",
     "select_background",
     "simulate_program",
     "sky_centres",

@@ -62,7 +62,7 @@ _FIGURES: Mapping[str, tuple[tuple[float, float], int, str, str]] = {
         "σ is the scaled median absolute deviation.",
     ),
     "model_choice": (
-        (4.6, 3.8), 1, "Choice of the model",
+        (5.6, 4.2), 1, "Choice of the model",
         "Score of all models tried. Lines join the models of one knot distance.",
     ),
     "residual_spectrum": (

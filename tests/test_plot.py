@@ -66,6 +66,7 @@ FUNCTIONS = {
     "plot_residuals": lambda run, ax: plot.plot_residuals(run.sets, ax=ax),
     "plot_model_choice": lambda run, ax: plot.plot_model_choice(run.master, ax=ax),
     "plot_residual_spectrum": lambda run, ax: plot.plot_residual_spectrum(run.sets, ax=ax),
+    "plot_residual_map": lambda run, ax: plot.plot_residual_map(run.result, ax=ax),
 }
 UNITS = {
     "plot_selection": ("(pixel)", "(pixel)", "(MJy/sr)"),
@@ -74,6 +75,7 @@ UNITS = {
     "plot_residuals": ("(units of its error)", "(per unit)", None),
     "plot_model_choice": ("degrees of freedom", "a pixel", None),
     "plot_residual_spectrum": ("(um)", "(% of the sky)", None),
+    "plot_residual_map": ("(um)", "(shutter pitches)", "(its error)"),
 }
 
 
@@ -111,7 +113,8 @@ def test_without_axes_a_figure_of_its_own(sim):
 
 
 def test_covers_all_public_functions():
-    assert {*FUNCTIONS, "plot_subtraction"} == set(plot.__all__)
+    others = {"plot_subtraction", "plot_msa", "plot_profile", "plot_slit_ranking"}
+    assert {*FUNCTIONS} | others == set(plot.__all__)
 
 
 def test_lazy_and_loaded_give_the_same(sim):
@@ -314,7 +317,8 @@ def test_model_choice_marks_the_chosen(run, ax):
     assert mark.get_ydata()[0] == run.master.score_heldout.values[chosen][0]
     bottom, top = ax.get_ylim()
     assert bottom < mark.get_ydata()[0] < top
-    drawn = sum(len(line.get_xdata()) for line in ax.lines) - 1
+    series = [line for line in ax.lines if line.get_marker() in (".", "^")]
+    drawn = sum(len(line.get_xdata()) for line in series)
     assert drawn == run.master.sizes["candidate"]
 
 
@@ -379,7 +383,7 @@ def test_colours_are_those_the_colour_blind_can_tell_apart(sim, ax):
 def test_large_programmes_are_thinned_and_say_so(sim, monkeypatch):
     n = sim.ds.sizes["slit"]
     monkeypatch.setattr(canvas, "MAX_PIXELS", 5 * sim.ds.sizes["y"] * sim.ds.sizes["x"])
-    for name in ("plot_cloud", "plot_residuals", "plot_residual_spectrum"):
+    for name in ("plot_cloud", "plot_residuals", "plot_residual_spectrum", "plot_residual_map"):
         axes = Figure().subplots()
         FUNCTIONS[name](sim, axes)
         assert any(f"5 of {n} slits" in t for t in texts(axes.figure))

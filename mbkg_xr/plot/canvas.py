@@ -10,13 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from ..errors import DatasetError
+from ..errors import DatasetError, ParameterError
 from ..schema import validate
 
 __all__ = [
     "BAD",
     "CMAP",
     "COLOURS",
+    "DIVERGING",
     "FEW",
     "LABELS",
     "MAX_PIXELS",
@@ -30,6 +31,7 @@ __all__ = [
     "STROKE",
     "WAVELENGTH",
     "axes_of",
+    "check_bin_pixels",
     "colourbar",
     "data_range",
     "legend_above",
@@ -55,6 +57,7 @@ METHODS = {"nods": "mean of the other nods", "master": "master background"}
 SCORES = {"heldout": "χ² a pixel, slits left out", "gcv": "generalised cross-validation"}
 SHORT = {"heldout": "held-out score", "gcv": "GCV", "chi2": "χ²"}
 CMAP = "viridis"
+DIVERGING = "PuOr_r"  # below and above, which the colour-blind can tell apart
 STROKE = [withStroke(linewidth=2.0, foreground="black")]  # white on black shows on any flux
 WAVELENGTH = "wavelength (um)"
 FEW = 5  # pixels in a wavelength bin below which its median says nothing
@@ -79,6 +82,13 @@ def need(ds: xr.Dataset, name: str, source: str) -> None:
         found = " ".join(map(str, ds.data_vars))
         raise DatasetError(
             f"the dataset has no {name}", expected=f"a dataset from {source}", found=found
+        )
+
+
+def check_bin_pixels(bin_pixels: int) -> None:
+    if int(bin_pixels) != bin_pixels or bin_pixels < 1:
+        raise ParameterError(
+            "unusable bin width", expected="whole detector pixels >= 1", found=bin_pixels
         )
 
 

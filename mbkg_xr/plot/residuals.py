@@ -23,6 +23,7 @@ from .canvas import (
     SPARE,
     WAVELENGTH,
     axes_of,
+    check_bin_pixels,
     data_range,
     legend_above,
     need,
@@ -115,10 +116,7 @@ def plot_residual_spectrum(
     >>> plot_residual_spectrum({"nods": nods}).axes.get_ylabel()
     'median residual (% of the sky)'
     """
-    if int(bin_pixels) != bin_pixels or bin_pixels < 1:
-        raise ParameterError(
-            "unusable bin width", expected="whole detector pixels >= 1", found=bin_pixels
-        )
+    check_bin_pixels(bin_pixels)
     sample = _Sample(results)
     ax = axes_of(ax, (7.1, 3.4))
     edges = span_grid(next(iter(results.values()))).edges[::bin_pixels]

@@ -1,4 +1,4 @@
-"""Figures of the fit: the cloud of pixels, the master, and how its model was chosen."""
+"""Figures of the fit: the cloud of pixels, and the master."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import ListedColormap
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..master import evaluate, master_grid
@@ -25,8 +24,6 @@ from .canvas import (
     BAD,
     CMAP,
     MAX_POINTS,
-    SCORES,
-    SHORT,
     SKY,
     WAVELENGTH,
     axes_of,
@@ -39,7 +36,7 @@ from .canvas import (
     units_of,
 )
 
-__all__ = ["plot_cloud", "plot_master_image", "plot_model_choice"]
+__all__ = ["plot_cloud", "plot_master_image"]
 
 
 def plot_cloud(ds: xr.Dataset, master: xr.Dataset, *, ax: Axes | None = None) -> Artist:
@@ -197,68 +194,3 @@ def plot_master_image(master: xr.Dataset, *, ax: Axes | None = None) -> QuadMesh
     ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     colourbar(mesh, ax, f"sky ({units_of(master)})")
     return mesh
-
-
-def plot_model_choice(master: xr.Dataset, *, ax: Axes | None = None) -> Line2D:
-    """Score of every model tried against its degrees of freedom, the chosen one marked.
-
-    The score is chi2 a pixel of the slits left out of the fit, or, where nothing could be left
-    out, the criterion that chose.
-
-    Parameters
-    ----------
-    master
-        From `fit_master`.
-    ax
-        Where to draw.
-
-    Returns
-    -------
-    matplotlib.lines.Line2D
-        The mark of the chosen model.
-
-    Examples
-    --------
-    >>> import mbkg_xr as mx
-    >>> ds = mx.select_background(mx.simulate_program(exposures=2, slits=4, background_slits=2))
-    >>> plot_model_choice(mx.fit_master(ds)).axes.get_xlabel()
-    'degrees of freedom'
-    """
-    criterion = master.attrs["chosen_by"]
-    score = "heldout" if np.isfinite(master["score_heldout"].values).any() else criterion
-    dof, values = master["score_dof"].values, master[f"score_{score}"].values
-    chosen = int(np.flatnonzero(master["score_chosen"].values)[0])
-    ax = axes_of(ax, (4.6, 3.6))
-    # Polynomials have no knots: they make one series.
-    spacing = np.nan_to_num(master["score_spacing"].values)
-    series = np.unique(spacing)
-    shades = colormaps["cividis"](np.linspace(0, 0.92, series.size))
-    for shade, step in zip(shades, series, strict=True):
-        of = np.flatnonzero(spacing == step)
-        of = of[np.argsort(dof[of])]
-        label = f"{step:g} px" if step else "by degree"
-        ax.plot(dof[of], values[of], ".-", color=shade, lw=1, ms=5, label=label)
-    style: dict[str, Any] = {"ms": 13, "mfc": "none", "mec": BAD, "mew": 1.5, "zorder": 5}
-    mark = ax.plot(dof[chosen], values[chosen], "*", label="chosen", **style)[0]
-    # The worst candidates would squeeze those that compete into one line.
-    finite = values[np.isfinite(values)]
-    best = finite.min()
-    top = min(finite.max(), max(best + 3 * (np.median(finite) - best), values[chosen]))
-    ax.set(xlabel="degrees of freedom", xscale="log", ylabel=SCORES.get(score, score))
-    if master.attrs["model"] == "seed":
-        ax.set_ylabel("squared residual of ln flux a pixel, slits left out")
-    ax.set_ylim(data_range(np.array([best, top]), margin=0.08))
-    seen = values <= ax.get_ylim()[1]
-    ax.set_xlim(0.8 * dof[seen].min(), 1.25 * dof[seen].max())
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_locator(NullLocator())
-    what = str(master["candidate"].values[chosen])
-    if spacing[chosen]:
-        penalty = float(master["score_penalty"].values[chosen])
-        kind = "adapted penalty x" if master["score_adapted"].values[chosen] else "penalty"
-        what = f"knots {spacing[chosen]:g} px apart, {kind} {penalty:g}"
-    title = f"{finite.size} models, {int((~seen).sum())} of them off scale\n"
-    title += f"chosen by lowest {SHORT.get(criterion, criterion)}: {what}"
-    legend_above(ax, ax.get_legend_handles_labels()[0], title, columns=5)
-    return mark
