@@ -9,11 +9,10 @@ import xarray as xr
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
 
-__all__ = ["population_variance", "quadratic", "ranks", "source_light", "sum_by"]
+__all__ = ["quadratic", "ranks", "source_light", "sum_by"]
 
 Array = NDArray[np.float64]
 
-_PSEUDO = 8.0  # the prior variances count as much as this many slits
 _BRIGHT_ORDER = 5
 
 
@@ -59,13 +58,3 @@ def quadratic(slits: xr.Dataset) -> Array:
     out = np.zeros((r.size, 4, 6))
     out[placed, quadrant[placed] - 1] = terms[placed]
     return out.reshape(r.size, 24)
-
-
-def population_variance(values: Array, errors: Array, prior: Array) -> Array:
-    """Variance of a population from estimates and the variances of those, wild ones bounded."""
-    if not values.size:
-        return prior
-    squares = np.square(values) + errors
-    usual = np.median(squares, axis=0) / 0.455 if values.shape[0] > 4 else squares.mean(axis=0)
-    squares = np.minimum(squares, 9 * np.maximum(usual, prior / 25))
-    return (_PSEUDO * prior + squares.sum(axis=0)) / (_PSEUDO + values.shape[0])

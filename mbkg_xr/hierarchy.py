@@ -1,0 +1,224 @@
+"""Slits as members of populations: means and variances of slitlets, slits, exposures, places.
+
+The coefficients of slit j, of slitlet c in exposure e, are
+
+    beta_j = place_c . theta + u_c + d_e + a_j,
+
+with u of variance tau_0, a of tau_1, d of tau_2, and theta the coefficients of a quadratic over
+each MSA quadrant, themselves of a population. Given the information of each slit, means follow by
+alternating conditional expectations with the slits' own parts integrated out (linear mixed models:
+Laird & Ware 1982, Biometrics 38, 963), and variances by the update that raises their restricted
+likelihood (Schall 1991, Biometrika 78, 719; Wood & Fasiolo 2017): the sum of the squares of what is
+found over the effective number of what the data told. Where slits are alike the variances go to
+nothing, and so does what is found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .populations import sum_by
+
+__all__ = ["Hierarchy", "likely_variance"]
+
+Array = NDArray[np.float64]
+
+#: The prior variances are uncertain by a factor of a hundred: few slits keep close to them, many
+#: say their own.
+_DOUBT = np.log(100.0)
+_PLACE = 0.2  # of the prior, what the place on the MSA accounts for
+
+
+def likely_variance(squares: Array, effective: Array, present: Array, prior: Array) -> Array:
+    """A population's variance from the squares of its members' estimates.
+
+    Parameters
+    ----------
+    squares
+        ``(member, k)``, squares of the posterior means; wild ones are bounded.
+    effective
+        ``(member, k)``, 1 less posterior over prior variance: how far each was told by data.
+    present, prior
+        ``(k,)``, the present variance, and the one expected beforehand.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> tau, prior = np.array([0.01]), np.array([0.01])
+    >>> data = 0.1 * rng.standard_normal((500, 1))            # noise of 0.1 and nothing else
+    >>> for _ in range(40):
+    ...     pull = tau / (tau + 0.01)
+    ...     tau = likely_variance((pull * data) ** 2, np.broadcast_to(pull, (500, 1)), tau, prior)
+    >>> bool(np.sqrt(tau[0]) < 0.04)
+    True
+    """
+    if squares.shape[0] > 4:
+        # Slits told by no data are no members; those whose data differ wildly must not widen what
+        # is allowed to all others.
+        told = effective.mean(axis=1) > 0.01 * effective.mean()
+        usual = np.median(squares[told], axis=0) / 0.455 if told.any() else squares.max(axis=0)
+        squares = np.minimum(squares, 9 * np.maximum(usual, 0.04 * np.minimum(present, prior)))
+    away = 2 * np.log(prior / present) / _DOUBT**2
+    up = squares.sum(axis=0) / present + np.maximum(away, 0)
+    down = np.maximum(effective.sum(axis=0), 0) + np.maximum(-away, 0)
+    # A step of at most a factor of 30: early means are not settled yet.
+    return present * np.clip((up + 1e-3) / (down + 1e-3), 1 / 30, 30)
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """Means and variances of all populations, at one round of the alternation.
+
+    Attributes
+    ----------
+    slitlet, exposure
+        ``(slit,)``, which of each a slit belongs to.
+    place
+        ``(slitlet, column)``, functions of the place on the MSA.
+    prior, tau
+        ``(3, k)``, variances of slitlets, slits and exposures: expected, and found.
+    place_tau
+        ``(k,)``, that of the coefficients of the place.
+    common, drift
+        ``(slitlet, k)`` and ``(exposure, k)``, their means; `spread`, `wide` the covariances.
+    """
+
+    slitlet: NDArray[np.int64]
+    exposure: NDArray[np.int64]
+    place: Array
+    prior: Array
+    tau: Array
+    place_tau: Array
+    common: Array
+    spread: Array
+    drift: Array
+    wide: Array
+
+    @classmethod
+    def of(
+        cls,
+        slitlet: NDArray[np.int64],
+        exposure: NDArray[np.int64],
+        place: Array,
+        expected: Array,
+    ) -> Hierarchy:
+        """Nothing known yet but the variances `expected`, ``(k,)``; `place` by slit."""
+        n, k = slitlet.size, expected.size
+        n_slitlets, n_exposures = int(slitlet.max()) + 1, int(exposure.max()) + 1
+        member = sum_by(slitlet, np.ones(n), n_slitlets)
+        prior = np.array([1.0, 0.4, 0.1])[:, None] * expected
+        return cls(
+            slitlet,
+            exposure,
+            sum_by(slitlet, place, n_slitlets) / member[:, None],
+            prior,
+            prior.copy(),
+            _PLACE**2 * expected,
+            np.zeros((n_slitlets, k)),
+            np.zeros((n_slitlets, k, k)) + np.diag(prior[0]),
+            np.zeros((n_exposures, k)),
+            np.zeros((n_exposures, k, k)) + np.diag(prior[2]),
+        )
+
+    def mean(self) -> Array:
+        """``(slit, k)``, what slitlet and exposure say of a slit."""
+        return self.common[self.slitlet] + self.drift[self.exposure]
+
+    def covariance(self) -> Array:
+        """``(slit, k, k)``, of that."""
+        return self.spread[self.slitlet] + self.wide[self.exposure]
+
+    def step(self, data: Array, right: Array) -> Hierarchy:
+        """One round, from each slit's information matrix and right-hand side."""
+        eye = np.eye(self.prior.shape[1])
+        own = np.linalg.inv(data + eye / self.tau[1])
+        # Information on the means, with the slits' own parts integrated out.
+        seen = data - data @ own @ data
+        said = right - _times(data, _times(own, right))
+        place_tau, common, level, spread, of_level = self._slitlets(seen, said)
+        drift, wide = self._exposures(seen, said, common)
+        alone = _times(own, right - _times(data, common[self.slitlet] + drift[self.exposure]))
+        kept = data @ own  # of a change of the mean, what goes over to the slit's own part
+        moved = np.swapaxes(kept, -1, -2)
+        covariance = own + moved @ (spread[self.slitlet] + wide[self.exposure]) @ kept
+        tau = np.stack(
+            [
+                self._variance(0, common - level, of_level, removed=1),
+                self._variance(1, alone, covariance),
+                self._variance(2, drift, wide, removed=1),
+            ]
+        )
+        return replace(
+            self,
+            tau=tau,
+            place_tau=place_tau,
+            common=common,
+            spread=spread,
+            drift=drift,
+            wide=wide,
+        )
+
+    def _slitlets(self, seen: NDArray, said: NDArray) -> tuple[NDArray, ...]:
+        n, k = self.common.shape
+        precision = np.diag(1 / self.tau[0])
+        information = sum_by(self.slitlet, seen, n)
+        told = sum_by(self.slitlet, said - _times(seen, self.drift[self.exposure]), n)
+        spread = np.linalg.inv(information + precision)
+        level, of_level, place_tau = np.zeros((n, k)), np.zeros((n, k, k)), self.place_tau
+        if self.place.shape[1]:
+            # What remains of the data's word once the slitlets' own parts are integrated out.
+            left = information - information @ spread @ information
+            heard = told - _times(information, _times(spread, told))
+            level, of_level, place_tau = self._places(left, heard)
+        common = _times(spread, told + level @ precision)
+        weights = np.einsum("skk->sk", information)
+        # What all have in common is the master's.
+        middle = (weights * common).sum(axis=0) / np.maximum(weights.sum(axis=0), 1e-30)
+        carried = spread @ precision
+        total = spread + carried @ of_level @ np.swapaxes(carried, -1, -2)
+        moved = np.eye(k) - carried
+        rest = spread + moved @ of_level @ np.swapaxes(moved, -1, -2)
+        return place_tau, common - middle, level - middle, total, rest
+
+    def _places(self, left: NDArray, heard: NDArray) -> tuple[NDArray, ...]:
+        """Level of each slitlet by its place, its covariance, and the variance of coefficients."""
+        columns, k = self.place.shape[1], left.shape[1]
+        gram = np.einsum("cp,cq,ckl->pkql", self.place, self.place, left, optimize=True)
+        gram = gram.reshape(columns * k, columns * k)
+        gram += np.diag(np.tile(1 / self.place_tau, columns))
+        covariance = np.linalg.inv(gram)
+        theta = (covariance @ np.einsum("cp,ck->pk", self.place, heard).ravel()).reshape(columns, k)
+        each = covariance.diagonal().reshape(columns, k)
+        used = self.place.any(axis=0)
+        place_tau = likely_variance(
+            np.square(theta[used]),
+            1 - each[used] / self.place_tau,
+            self.place_tau,
+            _PLACE**2 * self.prior[0],
+        )
+        blocks = covariance.reshape(columns, k, columns, k)
+        spread = np.einsum("cp,pkql,cq->ckl", self.place, blocks, self.place, optimize=True)
+        return self.place @ theta, spread, place_tau
+
+    def _exposures(self, seen: NDArray, said: NDArray, common: NDArray) -> tuple[NDArray, NDArray]:
+        n = self.drift.shape[0]
+        information = sum_by(self.exposure, seen, n) + np.diag(1 / self.tau[2])
+        told = sum_by(self.exposure, said - _times(seen, common[self.slitlet]), n)
+        wide = np.linalg.inv(information)
+        drift = _times(wide, told)
+        return drift - drift.mean(axis=0), wide
+
+    def _variance(self, which: int, values: Array, covariance: Array, removed: int = 0) -> Array:
+        """One population's; `removed` members' worth of its freedom is the master's."""
+        effective = 1 - np.einsum("skk->sk", covariance) / self.tau[which]
+        n = effective.shape[0]
+        effective = np.clip(effective, 0, 1) * (n - removed) / n
+        return likely_variance(np.square(values), effective, self.tau[which], self.prior[which])
+
+
+def _times(matrices: NDArray, vectors: NDArray) -> NDArray:
+    """A matrix times a vector, for each."""
+    return (matrices @ vectors[..., None])[..., 0]

@@ -1,0 +1,237 @@
+"""What a shutter holds of its own beside its slit's scale: a level, and some of a source's light.
+
+Works on the sums of `mbkg_xr.shutters`, without pixels. What is a shutter's own is integrated out
+of what it says of its slit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .hierarchy import likely_variance
+from .populations import sum_by
+
+__all__ = ["EXPECTED_LEAK", "EXPECTED_LEVEL", "Own", "Shutters"]
+
+Array = NDArray[np.float64]
+
+EXPECTED_LEVEL = 0.006  # shutters of one slit are expected to differ by this much
+EXPECTED_LEAK = (0.006, 0.010)  # share of a source's light in the shutter beside it: mean, scatter
+_FAR = 0.1  # that two shutters away, as a share of the one beside
+_PEDESTAL = 1e4  # information of the prior on pedestals: one per cent of the sky
+
+
+@dataclass(frozen=True)
+class Own:
+    """What is held fixed within one round: pedestals by exposure, the leak's mean and scatter, and
+    the variance of levels.
+    """
+
+    pedestal: Array
+    leak: tuple[float, float]
+    level: float
+
+
+@dataclass
+class Shutters:
+    """All shutters. Arrays over slits (s), shutters (z), bins (b), coefficients (k).
+
+    Attributes
+    ----------
+    weight, excess
+        ``(s, z, b)``, from `mbkg_xr.shutters.look`.
+    sky
+        ``(s, z)``, no source in the shutter.
+    beside
+        ``(s, z)``, distance from the source's shutter; 0 in sky slits.
+    light
+        ``(s, b)``, the source's light as a share of the master.
+    basis
+        ``(b, k)``, of the slits' scales.
+    shape
+        ``(b,)``, what a unit of pedestal is of the master.
+    exposure
+        ``(s,)``
+    keep
+        ``(s, z)``, shutters in use.
+    """
+
+    weight: Array
+    excess: Array
+    sky: NDArray[np.bool_]
+    beside: NDArray[np.int64]
+    light: Array
+    basis: Array
+    shape: Array
+    exposure: NDArray[np.int64]
+    keep: NDArray[np.bool_]
+
+    def parts(self, own: Own) -> tuple[Array, Array]:
+        """Each shutter's information matrix and right-hand side; what is its own integrated out."""
+        k = self.basis.shape[1]
+        squares = (self.basis[:, :, None] * self.basis[:, None, :]).reshape(-1, k * k)
+        w, c = self.sums(own)
+        data = (w @ squares).reshape(*w.shape[:2], k, k)
+        right = c @ self.basis
+        cross, inverse, linear = self._own(w, c, own)
+        pull = cross @ inverse
+        data -= pull @ np.swapaxes(cross, -1, -2)
+        right -= (pull @ linear[..., None])[..., 0]
+        return data, right
+
+    def sums(self, own: Own) -> tuple[Array, Array]:
+        """Weights and excesses of the shutters in use, pedestals taken off."""
+        w = self.weight * self.keep[:, :, None]
+        c = self.excess * self.keep[:, :, None]
+        return w, c - w * self._offset(own)
+
+    def told(self) -> NDArray[np.bool_]:
+        """``(s, z)``: shutters without a source that have pixels."""
+        return self.sky & (self.weight.sum(axis=2) > 0)
+
+    def stray_and_level(self, scale: Array, own: Own) -> tuple[Array, Array]:
+        """``(s, z, 2)``, leak and level of each shutter given the scales, and their covariance."""
+        cross, inverse, linear = self._own(*self.sums(own), own)
+        left = linear - (np.swapaxes(cross, -1, -2) @ scale[:, None, :, None])[..., 0]
+        return (inverse @ left[..., None])[..., 0], inverse
+
+    def excess_over(self, others: Array, covariance: Array, own: Own) -> Array:
+        """``(s, z)``: level of each shutter over what its slit's others say, in its errors.
+
+        Parameters
+        ----------
+        others, covariance
+            ``(s, z, k)`` and ``(s, z, k, k)``, the scale found without the shutter.
+        own
+            What is held fixed.
+        """
+        w = self.weight
+        c = self.excess - w * self._offset(own)
+        total = np.maximum(w.sum(axis=2), 1e-30)
+        h = (w @ self.basis) / total[..., None]
+        share, precision = self.leak_prior(own.leak)
+        light = (w * self.light[:, None, :]).sum(axis=2) / total
+        over = c.sum(axis=2) / total - (h * others).sum(axis=2) - share * light
+        variance = (
+            1 / total
+            + np.einsum("szk,szkl,szl->sz", h, covariance, h, optimize=True)
+            + light**2 / precision
+            + own.level
+        )
+        return np.where(self.told(), over / np.sqrt(variance), 0.0)
+
+    def floor(self, others: Array, covariance: Array, own: Own) -> float:
+        """Scatter of shutters about what their slit's others say, as a fraction of the sky."""
+        w, c = self.sums(own)
+        seen = (w > 0) & (self.keep.sum(axis=1) > 1)[:, None, None]
+        if not seen.any():
+            return 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rest = c / w - others @ self.basis.T
+            rest -= (
+                np.where(self.beside > 0, self.leak_prior(own.leak)[0], 0.0)[:, :, None]
+                * self.light[:, None, :]
+            )
+            variance = (
+                1 / w
+                + own.level
+                + np.einsum("bk,szkl,bl->szb", self.basis, covariance, self.basis, optimize=True)
+            )
+        rest, variance = rest[seen], variance[seen]
+        # Where the noise is large it hides the floor: weigh accordingly, and bound what is wild.
+        weight = 1 / np.square(variance + 1e-4)
+        square = np.minimum(np.square(rest), 9 * (variance + 1e-4))
+        return float(np.sqrt(max((weight * (square - variance)).sum() / weight.sum(), 0.0)))
+
+    # ----------------------------------------------------------------------------------------
+
+    def found(self, scale: Array, own: Own) -> Own:
+        """The same, found anew from scales."""
+        return Own(self._pedestal(scale, own), self._leak(scale, own), self._level(scale, own))
+
+    def leak_prior(self, leak: tuple[float, float]) -> tuple[Array, Array]:
+        """Mean and precision of the share of a source's light in each shutter."""
+        share = np.where(self.beside == 0, 0.0, np.where(self.beside == 1, 1.0, _FAR))
+        with np.errstate(divide="ignore"):
+            return share * leak[0], np.where(share > 0, 1 / np.square(share * leak[1]), 1e12)
+
+    def _offset(self, own: Own) -> Array:
+        return (own.pedestal[self.exposure, None] * self.shape)[:, None, :]
+
+    def _own(self, w: Array, c: Array, own: Own) -> tuple[Array, Array, Array]:
+        """Of what is the shutter's own, a leak and a level: its product with the basis, the
+        inverse of its information matrix, and its right-hand side.
+        """
+        light = self.light[:, None, :]
+        mean, precision = self.leak_prior(own.leak)
+        cross = np.stack([(w * light) @ self.basis, w @ self.basis], axis=-1)
+        a = (w * light**2).sum(axis=2) + precision
+        b = (w * light).sum(axis=2)
+        d = w.sum(axis=2) + 1 / own.level
+        determinant = a * d - b * b
+        inverse = np.stack([np.stack([d, -b], -1), np.stack([-b, a], -1)], -1)
+        linear = np.stack([(c * light).sum(axis=2) + precision * mean, c.sum(axis=2)], axis=-1)
+        return cross, inverse / determinant[..., None, None], linear
+
+    def _pedestal(self, scale: Array, own: Own) -> Array:
+        if not self.shape.any():
+            return own.pedestal
+        n = own.pedestal.size
+        shares, _ = self.stray_and_level(scale, own)
+        w = self.weight * self.keep[:, :, None]
+        light = self.light[:, None, :]
+        rest = self.excess * self.keep[:, :, None] - w * (
+            (scale @ self.basis.T)[:, None, :] + shares[..., :1] * light + shares[..., 1:]
+        )
+        top = sum_by(self.exposure, (rest * self.shape).sum(axis=(1, 2)), n)
+        bottom = sum_by(self.exposure, (w * self.shape**2).sum(axis=(1, 2)), n)
+        found = top / (bottom + _PEDESTAL)
+        return found - found.mean()
+
+    def _level(self, scale: Array, own: Own) -> float:
+        """Variance of the shutters' levels, from how the shutters of one slit differ.
+
+        Contrasts alone (restricted likelihood): what they have in common is the slit's scale.
+        """
+        w, c = self.sums(own)
+        c = c - w * (scale @ self.basis.T)[:, None, :]
+        light = self.light[:, None, :]
+        mean, precision = self.leak_prior(own.leak)
+        a = (w * light**2).sum(axis=2) + precision
+        b = (w * light).sum(axis=2)
+        information = w.sum(axis=2) - b * b / a
+        told = self.keep & (information > 0) & (self.keep.sum(axis=1) > 1)[:, None]
+        if not told.any():
+            return own.level
+        level = c.sum(axis=2) - (b / a) * ((c * light).sum(axis=2) + precision * mean)
+        known = np.where(told, information, 1.0)
+        level = np.where(told, level / known, 0.0)
+        v = np.where(told, 1 / (1 / known + own.level), 0.0)
+        total = np.maximum(v.sum(axis=1, keepdims=True), 1e-30)
+        contrast = v * (level - (v * level).sum(axis=1, keepdims=True) / total)
+        found = likely_variance(
+            np.square(own.level * contrast)[told][:, None],
+            (own.level * (v - v * v / total))[told][:, None],
+            np.array([own.level]),
+            np.array([EXPECTED_LEVEL**2]),
+        )
+        return float(found[0])
+
+    def _leak(self, scale: Array, own: Own) -> tuple[float, float]:
+        """Mean and scatter of the share of a source's light in the shutter beside it."""
+        w, c = self.sums(own)
+        light = self.light[:, None, :]
+        square = (w * light**2).sum(axis=2)
+        # Sources so faint that their leak cannot be measured say nothing of it, and do no harm.
+        told = (self.beside == 1) & (square > 1 / np.square(EXPECTED_LEAK[1]))
+        if told.sum() < 4:
+            return own.leak
+        rest = ((c - w * (scale @ self.basis.T)[:, None, :]) * light).sum(axis=2)
+        # Medians: large sources reach far, and must not widen what is allowed to all others.
+        found = rest[told] / square[told]
+        centre = max(float(np.median(found)), 0.0)
+        scatter = 1.4826 * float(np.median(np.abs(found - centre)))
+        return centre, float(np.clip(scatter, 1e-3, 0.02))
