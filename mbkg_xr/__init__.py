@@ -18,7 +18,10 @@ from .io.ingest import ingest
 from .io.write import write_fits
 from .master import evaluate, sample_master
 from .models import BSpline, LogPolynomial, Template
+from .points import Points
 from .project import master_image, project_master
+from .query import query
+from .ranges import slit_ranges
 from .rebin import pixel_areas, pixel_corners, rebin2d
 from .residuals import compare, residuals, sky_centres
 from .scales import Scales
@@ -39,6 +42,7 @@ __all__ = [
     "LogPolynomial",
     "MbkgError",
     "NipsLayout",
+    "Points",
     "Scales",
     "SpanGrid",
     "Template",
@@ -53,6 +57,7 @@ __all__ = [
     "pixel_areas",
     "pixel_corners",
     "project_master",
+    "query",
     "read_template",
     "rebin2d",
     "residuals",
@@ -62,6 +67,7 @@ __all__ = [
     "select_background",
     "simulate_program",
     "sky_centres",
+    "slit_ranges",
     "subtract",
     "subtract_nods",
     "verify",

@@ -18,6 +18,7 @@ from .io import open_program
 from .io.store import create_store, finish, open_store, write_group
 from .io.write import check_targets, write_fits
 from .models import BSpline, LogPolynomial, Template
+from .ranges import slit_ranges
 from .report import write_report
 from .residuals import compare, residuals
 from .schema import SHUTTER_CENTRES, already_subtracted, refuse_subtracted
@@ -188,7 +189,7 @@ def run_tree(
                 on_pass=_prefixed(say, name),
             )
             say(f"{name}: subtracting")
-            write_group(residuals(subtract(selected, master)), staging, name)
+            write_group(slit_ranges(residuals(subtract(selected, master))), staging, name)
             write_group(master, staging, f"{name}/master")
             say(f"{name}: residuals")
             result = open_store(staging)[name].to_dataset()
