@@ -19,6 +19,7 @@ from .io.write import write_fits
 from .master import evaluate, sample_master
 from .models import BSpline, LogPolynomial, Template
 from .points import Points
+from .moment_scores import score_moments
 from .project import master_image, project_master
 from .query import query
 from .ranges import slit_ranges
@@ -28,6 +29,7 @@ from .scales import Scales
 from .schema import SHUTTER_CENTRES
 from .select import flag_outliers, select_background
 from .simulate import simulate_program
+from .slit_moments import merge_moments, moments, subtract_moments
 from .slit_scores import score_slits
 from .spans import SpanGrid
 from .subtract import subtract, subtract_nods
@@ -53,6 +55,8 @@ __all__ = [
     "info",
     "ingest",
     "master_image",
+    "merge_moments",
+    "moments",
     "open_program",
     "pixel_areas",
     "pixel_corners",
@@ -63,12 +67,14 @@ __all__ = [
     "residuals",
     "sample_master",
     "save",
+    "score_moments",
     "score_slits",
     "select_background",
     "simulate_program",
     "sky_centres",
     "slit_ranges",
     "subtract",
+    "subtract_moments",
     "subtract_nods",
     "verify",
     "write_fits",

@@ -27,6 +27,7 @@ def map_slits(
     *arrays: Any,
     dtype: Any,
     outputs: int | None = None,
+    plane: tuple[int, int] | None = None,
     **kwargs: Any,
 ) -> Any:
     """Apply a block function to aligned pixel arrays, lazily where the template is lazy.
@@ -44,6 +45,8 @@ def map_slits(
         Of the result.
     outputs
         If given, the function returns ``(slit, y, x, outputs)``: several results of one visit.
+    plane
+        If given, the function returns ``(slit, *plane)`` instead.
     **kwargs
         Passed to the function.
     """
@@ -61,6 +64,8 @@ def map_slits(
     # What is large travels once, not with every task.
     shared = {k: v if _is_small(v) else dask.delayed(v, traverse=False) for k, v in kwargs.items()}
     extra: dict[str, Any] = {}
+    if plane is not None:
+        chunks = (chunks[0], *((n,) for n in plane))
     if outputs is not None:
         chunks = (*chunks, (outputs,))
         extra["new_axis"] = 3
@@ -99,7 +104,8 @@ def reduce_blocks(
             for i in range(0, n, _BLOCK)
         ]
         return reduce(add, parts)
-    lazy = ds[list(names)].chunk({"y": -1, "x": -1}).unify_chunks()
+    lazy = ds[list(names)]
+    lazy = lazy.chunk({d: -1 for d in lazy.dims if d != "slit"}).unify_chunks()
     chunks = lazy.chunks["slit"]
     starts = np.concatenate([[0], np.cumsum(chunks)[:-1]])
     # Not optimised one by one: columns that come from the same pixels share the tasks that read

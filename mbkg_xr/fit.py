@@ -1,58 +1,48 @@
-"""The fit: passes over the pixels, clipping, noise, and the choice of the model.
-
-Each pass reads the selected pixels once and brings back moments, a histogram of normalised
-residuals and noise sums (`mbkg_xr.moments`). Between passes everything happens on those.
-"""
+"""The fit: from slits to the master, by passes over their pixels or from their moments."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from .differences import Differences, find_differences
-from .errors import DatasetError, FitError, ParameterError, SelectionError
+from .applied import applied_variables
+from .checks import (
+    CONVERGED,
+    Model,
+    check_model,
+    check_parameters,
+    warn_of_passes,
+    warn_without_sky,
+)
+from .columns import kept, per_unit_sky
+from .errors import ParameterError
+from .groups import MOST_GROUPS, leave_out_groups
 from .master import build_master
-from .models import BSpline, Fitted, LogPolynomial, Problem, Template
-from .moments import PassState, PassSums, accumulate, median_start
-from .robust import BIN_PIXELS, next_state, scatter_of
+from .moment_fit import fit_moments
+from .passes import robust_passes
 from .scales import Scales
-from .schema import SLIT_IDENTITY, UNSUBTRACTED, refuse_subtracted, validate
-from .select import why_empty
+from .schema import validate
+from .slit_moments import is_moments
 from .spans import SpanGrid, span_grid
-from .terms import Terms
 
 __all__ = ["fit_master"]
 
-Array = NDArray[np.float64]
-
 DEFAULT_SCALES = Scales()
-_MAX_GROUPS = 64
-_CHOOSE_PASS = 4  # the model is chosen among all candidates in this pass, then kept
-_DIFFER_PASSES = (1, 2, 4, 6)  # what differs from slit to slit is found anew after these
-_USUAL = 3.0  # pixels with errors beyond this many medians say nothing of the usual noise
-_FAR = 3.0  # a scatter this many times the error, or its inverse, is not what the errors say
-_RESCALINGS = 8
-_NO_SKY = (
-    2.0  # sky over its error: 13 and more at a signal to noise of 0.2 a pixel, 0 after nodding
-)
-_CONVERGED = 0.02  # change of the master between passes, in units of its standard error
 
 
 def fit_master(
     ds: xr.Dataset,
     *,
-    model: BSpline | LogPolynomial | Template | None = None,
+    model: Model | None = None,
     by: str | None = None,
     scales: Scales | None = DEFAULT_SCALES,
     profile: bool = True,
     clip: float = 4.0,
     max_passes: int = 10,
     leave_out: str = "slit",
+    max_groups: int = MOST_GROUPS,
     bad_slits: str = "raise",
     grid: SpanGrid | None = None,
     memory: int = 2**30,
@@ -67,7 +57,9 @@ def fit_master(
     Parameters
     ----------
     ds
-        A slit dataset with ``selected`` (see `select_background`).
+        A slit dataset with ``selected`` (see `select_background`), or moments of slits (see
+        `moments`): those are weighted and clipped already, so that only `model`, `by`,
+        `leave_out` and `max_groups` have a meaning, and no pixel is read.
     model
         `BSpline` (default), `LogPolynomial` or `Template`.
     by
@@ -83,7 +75,9 @@ def fit_master(
         Upper limit of the robust passes.
     leave_out
         What is left out together for the held-out score: ``"slit"``, or a slit coordinate such
-        as ``"nod"``, ``"exposure"`` or ``"slitlet"``. More than 64 groups are merged to 64.
+        as ``"nod"``, ``"exposure"`` or ``"slitlet"``.
+    max_groups
+        More groups than this are merged to so many.
     bad_slits
         ``"raise"`` where a slit is all flagged or has no valid errors, or ``"skip"`` it (its
         ``n_selected`` is then 0).
@@ -122,8 +116,7 @@ def fit_master(
     >>> master.attrs["model"]
     'bspline'
     """
-    validate(ds)
-    model = BSpline() if model is None else model
+    model = check_model(model)
     if by is not None:
         raise ParameterError(
             "one master a group is not available yet",
@@ -131,251 +124,99 @@ def fit_master(
             found=f"by={by!r}",
             remedy=f"select the slits of each {by} and fit them apart",
         )
-    if not isinstance(model, BSpline | LogPolynomial | Template):
-        raise ParameterError(
-            "not a model",
-            expected="BSpline(...), LogPolynomial(...) or Template(...)",
-            found=repr(model),
-        )
-    _check_parameters(ds, clip, max_passes, bad_slits)
+    if is_moments(ds):
+        _refuse_applied(scales=scales, profile=profile, clip=clip, max_passes=max_passes, grid=grid)
+        return fit_moments(ds, model, leave_out=leave_out, most=max_groups)
+    validate(ds)
+    check_parameters(ds, clip, max_passes, bad_slits)
     grid = span_grid(ds) if grid is None else grid
-    ds = _kept(_per_unit_sky(ds), memory)
-    say = on_pass or (lambda text: None)
-    groups, group_names = _groups(ds, leave_out)
-    differ = Differences(Terms.none(ds.sizes["slit"], grid.size))
+    return _fit_pixels(
+        kept(per_unit_sky(ds), memory),
+        grid,
+        model,
+        scales=scales,
+        profile=profile,
+        clip=clip,
+        max_passes=max_passes,
+        leave_out=leave_out,
+        most=max_groups,
+        bad_slits=bad_slits,
+        say=on_pass or (lambda text: None),
+    )
 
-    say("running median")
-    scale, state = _start(ds, grid, log_data=model.log_data)
-    say("noise")
-    sums = accumulate(ds, grid, state, groups, len(group_names), differ.terms)
-    _check_slits(ds, sums, bad_slits)
-    for _ in range(_RESCALINGS):
-        factor = scatter_of(sums)
-        if 1 / _FAR < factor < _FAR or sums.pixels[:, 0].sum() < BIN_PIXELS:
-            break
-        # Errors so far from the scatter that the histogram of z cannot hold it.
-        state = replace(state, unit=state.unit * float(np.clip(factor, 0.05, 20)))
-        sums = accumulate(ds, grid, state, groups, len(group_names), differ.terms)
-    state = next_state(state, sums, clip, state.model)
 
-    differs = (scales is not None or profile) and not model.log_data
-    settled = max(_DIFFER_PASSES) if differs else _CHOOSE_PASS
-    history: list[dict] = []
-    fitted: Fitted | None = None
-    table: list[dict] = []
-    current: BSpline | LogPolynomial | Template = model.provisional()
-    for number in range(1, max_passes + 1):
-        say(f"pass {number}")
-        sums = accumulate(ds, grid, state, groups, len(group_names), differ.terms)
-        problem = Problem(grid, sums.moments, sums.count, scale)
-        if not sums.count.any():
-            raise FitError(
-                "no pixel left after clipping", found=f"clip={clip}", remedy="clip less hard"
+_DEFAULTS = {"scales": DEFAULT_SCALES, "profile": True, "clip": 4.0, "max_passes": 10, "grid": None}
+
+
+def _refuse_applied(**given: object) -> None:
+    """Refuse what moments no longer leave open."""
+    for name, value in given.items():
+        if value != _DEFAULTS[name]:
+            raise ParameterError(
+                "moments are weighted and clipped already",
+                where=name,
+                expected="as it was when the moments were made",
+                found=value,
+                remedy="make moments anew from pixels, with a master fitted so",
             )
-        if number == _CHOOSE_PASS:
-            current = model
-        previous, fitted = fitted, current.fit(problem, heldout=False)
-        if number == _CHOOSE_PASS:
-            table = fitted.table
-            current = model.fixed(fitted)
-        scatter = scatter_of(sums) * state.unit
-        change = _change(previous, fitted) / scatter
-        history.append(
-            {
-                "selected": int(sums.pixels[:, 0].sum()),
-                "used": int(sums.pixels[:, 1].sum()),
-                "scatter": scatter,
-                "change": change,
-            }
-        )
-        if number > settled and change < _CONVERGED:
-            break
-        state = next_state(state, sums, clip, fitted.expected)
-        if differs and number in _DIFFER_PASSES:
-            say("slits")
-            seen = replace(state, unit=scatter)
-            differ = find_differences(
-                ds, grid, seen, differ, problem.constrained, scales=scales, profile=profile
-            )
-    # Held-out masters are costly, and only those of the last pass are kept.
-    fitted = current.fit(problem)
-    fitted.table = table
-    _warn(history[-1], state)
-    _warn_without_sky(fitted, problem.constrained, scatter)
-    return build_master(
+
+
+def _fit_pixels(
+    ds: xr.Dataset,
+    grid: SpanGrid,
+    model: Model,
+    *,
+    scales: Scales | None,
+    profile: bool,
+    clip: float,
+    max_passes: int,
+    leave_out: str,
+    most: int,
+    bad_slits: str,
+    say: Callable[[str], None],
+) -> xr.Dataset:
+    groups, names = leave_out_groups(ds, leave_out, most)
+    done = robust_passes(
+        ds,
+        grid,
+        groups,
+        len(names),
+        model,
+        scales=scales,
+        profile=profile,
+        clip=clip,
+        max_passes=max_passes,
+        bad_slits=bad_slits,
+        say=say,
+    )
+    fitted, problem = done.fitted, done.problem
+    warn_of_passes(done.history[-1], done.state)
+    warn_without_sky(fitted, problem.constrained, done.scatter)
+    # A template may end before the data do.
+    known = np.isfinite(fitted.expected[:, 0])
+    units = ds["flux"].attrs["units"]
+    master = build_master(
         fitted,
         grid,
-        # A template may end before the data do.
-        constrained=problem.constrained & np.isfinite(fitted.expected[:, 0]),
-        heldout_constrained=problem.constrained_without & np.isfinite(fitted.expected[:, 0]),
+        constrained=problem.constrained & known,
+        heldout_constrained=problem.constrained_without & known,
         # The seed's errors come from its own residuals and need no scaling.
-        scatter=1.0 if model.log_data else scatter,
-        gain=state.gain,
-        history=history,
+        scatter=1.0 if model.log_data else done.scatter,
+        gain=done.state.gain,
+        history=done.history,
         slits=ds,
         groups=groups,
-        pixels=sums.pixels,
-        differ=differ,
+        pixels=done.pixels,
+        differ=done.differ,
         attrs={
             "model": model.name,
             "configuration": ds.attrs["configuration"],
-            "units": ds["flux"].attrs["units"],
+            "units": units,
             "clip": float(clip),
+            "clip_unit": float(done.state.unit),
             "left_out": leave_out,
-            "n_pixels": int(sums.pixels[:, 1].sum()),
-            "converged": int(history[-1]["change"] < _CONVERGED),
+            "n_pixels": int(done.pixels[:, 1].sum()),
+            "converged": int(done.history[-1]["change"] < CONVERGED),
         },
     )
-
-
-def _per_unit_sky(ds: xr.Dataset) -> xr.Dataset:
-    """Flux and errors a unit of uniform sky, where the calibration was made for something else."""
-    if "response" not in ds.coords:
-        return ds
-    columns = {"flux": 1, "error": 1, "var_rnoise": 2, "var_poisson": 2}
-    scaled = {
-        name: (ds[name].dims, (ds[name] / ds["response"] ** power).data, ds[name].attrs)
-        for name, power in columns.items()
-        if name in ds
-    }
-    return ds.assign(scaled)
-
-
-def _kept(ds: xr.Dataset, memory: int) -> xr.Dataset:
-    """The columns that every pass reads, kept in memory where they are small enough."""
-    used = ["flux", "error", "selected", "wavelength", "var_rnoise", "var_poisson"]
-    columns = ds[[name for name in used if name in ds.variables]]
-    if columns.nbytes > memory:
-        return ds
-    kept = columns.persist()
-    return ds.assign({name: kept[name] for name in columns.data_vars}).assign_coords(
-        wavelength=kept["wavelength"]
-    )
-
-
-def _check_parameters(ds: xr.Dataset, clip: float, max_passes: int, bad_slits: str) -> None:
-    refuse_subtracted(ds)
-    if "selected" not in ds:
-        raise DatasetError(
-            "no pixels are marked as sky",
-            expected="variable selected",
-            remedy="call select_background first",
-        )
-    if not clip > 1:
-        raise ParameterError("unusable clipping limit", expected="more than 1 sigma", found=clip)
-    if max_passes <= _CHOOSE_PASS:
-        raise ParameterError(
-            "too few passes", expected=f"at least {_CHOOSE_PASS + 1}", found=max_passes
-        )
-    if bad_slits not in ("raise", "skip"):
-        raise ParameterError(
-            "unknown treatment of bad slits", expected="'raise' or 'skip'", found=bad_slits
-        )
-
-
-def _groups(ds: xr.Dataset, leave_out: str) -> tuple[NDArray[np.int64], list[str]]:
-    """Group of each slit, from what the slits are and never from their order."""
-    if leave_out == "slit":
-        keys = [
-            "|".join(map(str, k)) for k in zip(*(ds[c].values for c in SLIT_IDENTITY), strict=True)
-        ]
-    elif leave_out in ds.coords and ds[leave_out].dims == ("slit",):
-        keys = ds[leave_out].values.astype(str).tolist()
-    else:
-        raise ParameterError(
-            "cannot leave out by this",
-            expected="'slit' or the name of a slit coordinate",
-            found=leave_out,
-        )
-    names = sorted(set(keys))
-    rank = {name: i % _MAX_GROUPS for i, name in enumerate(names)}
-    return np.array([rank[k] for k in keys], dtype=np.int64), names[:_MAX_GROUPS]
-
-
-def _start(ds: xr.Dataset, grid: SpanGrid, *, log_data: bool) -> tuple[Array, PassState]:
-    """First guess of the sky (positive, as a scale) and the state of the first pass."""
-    wavelength, median, error = median_start(ds, grid)
-    if median.size == 0:
-        raise why_empty(ds, 0)
-    edge_values = np.interp(grid.edges, wavelength, median)
-    model = np.zeros((grid.size, 4))
-    model[:, 0], model[:, 1] = edge_values[:-1], np.diff(edge_values)
-    floor = 0.05 * np.median(np.abs(median))
-    centre = np.interp(grid.centres, wavelength, median)
-    scale = np.maximum(centre, floor if floor > 0 else 1.0)
-    n = grid.size
-    # Before the noise is known z is in units of the error as given; a wide cut keeps what is wild
-    # out of the noise sums.
-    state = PassState(
-        model,
-        gain=np.full(n, np.nan),
-        floor=np.zeros(n),
-        centre=np.zeros(n),
-        cut=np.full(n, 10.0),
-        usual=_USUAL * np.interp(grid.centres, wavelength, error),
-        log=log_data,
-    )
-    return scale, state
-
-
-def _change(previous: Fitted | None, fitted: Fitted) -> float:
-    """Largest change of the expected sky between passes, in units of its error."""
-    if previous is None:
-        return np.inf
-    with np.errstate(invalid="ignore"):
-        change = np.abs(fitted.expected - previous.expected)[:, 0] / fitted.sky_error[:, 0]
-    return float(np.nanmax(change))
-
-
-def _warn(last: dict, state: PassState) -> None:
-    """Say what a user should know before trusting the master."""
-    if last["change"] >= _CONVERGED:
-        warnings.warn(
-            f"the fit has not converged: it still changed by {last['change']:.2g} of its error in "
-            "the last pass; raise max_passes",
-            stacklevel=3,
-        )
-    if not 1 / _FAR < last["scatter"] < _FAR:
-        warnings.warn(
-            f"the pixels scatter {last['scatter']:.3g} times as much as their errors say: check "
-            "the errors and their units",
-            stacklevel=3,
-        )
-    if last["used"] < 0.9 * last["selected"]:
-        warnings.warn(
-            f"clipping left out {1 - last['used'] / last['selected']:.0%} of the selected pixels",
-            stacklevel=3,
-        )
-    if not np.isfinite(state.gain).any():
-        warnings.warn(
-            "the photon noise could not be told from the data: weights follow the errors as given, "
-            "which may pull the sky low",
-            stacklevel=3,
-        )
-
-
-def _warn_without_sky(fitted: Fitted, constrained: NDArray[np.bool_], scatter: float) -> None:
-    """Say so where there was nothing to fit: headers of nodded products may be silent."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        level = (fitted.expected[:, 0] / (fitted.sky_error[:, 0] * scatter))[constrained]
-    level = level[np.isfinite(level)]
-    if level.size and np.median(level) < _NO_SKY:
-        warnings.warn(
-            f"the selected pixels hold no sky: the master is {np.median(level):.1f} of its errors "
-            f"(median over wavelength). If the background was subtracted before, {UNSUBTRACTED}",
-            stacklevel=3,
-        )
-
-
-def _check_slits(ds: xr.Dataset, sums: PassSums, bad_slits: str) -> None:
-    """Find out why slits without a single selected pixel have none."""
-    empty = np.flatnonzero(sums.pixels[:, 0] == 0)
-    if empty.size == sums.pixels.shape[0]:
-        raise why_empty(ds, 0)
-    if bad_slits == "skip":
-        return
-    for index in empty:
-        error: SelectionError = why_empty(ds, int(index))
-        # Science slits of a single shutter have no sky, and that is in order.
-        if not error.cause.startswith("no sky pixel"):
-            raise error
+    return master.assign(applied_variables(done.state, done.differ.terms, units))

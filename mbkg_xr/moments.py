@@ -21,11 +21,20 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .blocks import reduce_blocks
-from .histograms import add_keys, key_median, n_keys
 from .spans import SpanGrid, find_span
 from .terms import BIN_SPANS, Terms, profile_at, shutter_of
 
-__all__ = ["HISTOGRAM_EDGES", "N_MOMENTS", "PassState", "PassSums", "accumulate", "median_start"]
+__all__ = [
+    "HISTOGRAM_EDGES",
+    "N_MOMENTS",
+    "REFERENCE_TIME",
+    "PassState",
+    "PassSums",
+    "accumulate",
+    "block_sums",
+    "pixel_columns",
+    "time_factors",
+]
 
 N_MOMENTS = 12
 _Z_MAX, _Z_STEP = 20.0, 0.02
@@ -78,6 +87,8 @@ class PassSums:
         ``(group, span, 12)``.
     count
         ``(group, span)``, pixels used.
+    selected
+        ``(group, span)``, pixels selected, used or not.
     histogram
         ``(bin, len(HISTOGRAM_EDGES) + 1)``, of z, with underflow and overflow.
     noise
@@ -89,6 +100,7 @@ class PassSums:
 
     moments: NDArray[np.float64]
     count: NDArray[np.int64]
+    selected: NDArray[np.int64]
     histogram: NDArray[np.int64]
     noise: NDArray[np.float64]
     pixels: NDArray[np.int64]
@@ -97,6 +109,7 @@ class PassSums:
         return PassSums(
             self.moments + other.moments,
             self.count + other.count,
+            self.selected + other.selected,
             self.histogram + other.histogram,
             self.noise + other.noise,
             np.concatenate([self.pixels, other.pixels]),
@@ -109,7 +122,7 @@ def _accumulate_block(
     group, time_factor, edges, lookup, step, bin_spans,
     factor, level, offset, used, stray, profile, first, pitch, kind,
     model, gain, floor, centre, cut, usual, unit, log, z_max, z_step,
-    moments, count, histogram, noise, pixels,
+    moments, count, chosen, histogram, noise, pixels,
 ):  # pragma: no cover - compiled  # fmt: skip
     has_var = var_rnoise.shape[0] > 0
     has_profile = profile.shape[0] > 0
@@ -131,6 +144,7 @@ def _accumulate_block(
                     continue
                 mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
                 pixels[s, 0] += 1
+                chosen[g, n] += 1
                 z = shutter_of(np.float64(yrel[s, i, j]))
                 if not used[s, z]:
                     continue
@@ -193,7 +207,7 @@ def _accumulate_block(
                 moments[g, n, 11] += w * y * y
 
 
-def _block_sums(
+def block_sums(
     arrays: Sequence[NDArray],
     group: NDArray[np.int64],
     time_factor: NDArray[np.float64],
@@ -208,6 +222,7 @@ def _block_sums(
     sums = PassSums(
         np.zeros((n_groups, grid.size, N_MOMENTS)),
         np.zeros((n_groups, grid.size), dtype=np.int64),
+        np.zeros((n_groups, grid.size), dtype=np.int64),
         np.zeros((n_bins, HISTOGRAM_EDGES.size + 1), dtype=np.int64),
         np.zeros((n_bins, 6)),
         np.zeros((flux.shape[0], 2), dtype=np.int64),
@@ -221,7 +236,7 @@ def _block_sums(
         terms.profile.values, terms.profile.first, terms.profile.step, terms.kind,
         state.model, state.gain, state.floor, state.centre, state.cut, state.usual,
         state.unit, state.log, _Z_MAX, _Z_STEP,
-        sums.moments, sums.count, sums.histogram, sums.noise, sums.pixels,
+        sums.moments, sums.count, sums.selected, sums.histogram, sums.noise, sums.pixels,
     )  # fmt: skip
     return sums
 
@@ -257,62 +272,23 @@ def accumulate(
         The same to rounding for any chunking: each block adds up in float64.
     """
     terms = Terms.none(ds.sizes["slit"], grid.size) if terms is None else terms
-    time = ds["exposure_time"].values
-    factor = np.where(time > 0, REFERENCE_TIME / np.where(time > 0, time, 1.0), 1.0)
-    has_var = "var_rnoise" in ds and "var_poisson" in ds
-    names = ["flux", "error", "selected", "wavelength", "yrel"]
-    names += ["var_rnoise", "var_poisson"] if has_var else []
+    factor = time_factors(ds)
 
     def block(start: int, arrays: Sequence[Any], shared: tuple[PassState, Terms]) -> PassSums:
         part = slice(start, start + arrays[0].shape[0])
         state, own = shared[0], shared[1].part(part)
-        return _block_sums(arrays, groups[part], factor[part], state, grid, n_groups, own)
+        return block_sums(arrays, groups[part], factor[part], state, grid, n_groups, own)
 
-    return reduce_blocks(ds, names, block, lambda a, b: a + b, (state, terms))
-
-
-# ------------------------------------------------------------------------------------------------
-# Where to start: medians of flux and error in bins of a few spans, from one pass.
-
-START_SPANS = 8
+    return reduce_blocks(ds, pixel_columns(ds), block, lambda a, b: a + b, (state, terms))
 
 
-@numba.njit(nogil=True)
-def _start_histogram(
-    bits, selected, wavelength, edges, lookup, step, bin_spans, out
-):  # pragma: no cover - compiled
-    for s in range(bits.shape[0]):
-        for i in range(bits.shape[1]):
-            for j in range(bits.shape[2]):
-                if selected[s, i, j]:
-                    n, _ = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
-                    if n >= 0:
-                        add_keys(bits[s, i, j], out[n // bin_spans])
+def time_factors(ds: xr.Dataset) -> NDArray[np.float64]:
+    """``(slit,)``: photon noise of each slit over that at `REFERENCE_TIME`."""
+    time = ds["exposure_time"].values
+    return np.where(time > 0, REFERENCE_TIME / np.where(time > 0, time, 1.0), 1.0)
 
 
-def median_start(ds: xr.Dataset, grid: SpanGrid) -> tuple[NDArray, NDArray, NDArray]:
-    """Running medians of the selected flux and error, for any units, chunks and order of slits.
-
-    Returns
-    -------
-    wavelength, flux, error
-        Middle of each bin of `START_SPANS` spans that holds pixels, um, and the medians there.
-    """
-    n_bins = -(-grid.size // START_SPANS)
-
-    def block(start: int, arrays: Sequence[Any], shared: Any) -> NDArray:
-        *values, selected, wavelength = arrays
-        out = np.zeros((len(values), n_bins, n_keys), dtype=np.int64)
-        for array, histogram in zip(values, out, strict=True):
-            _start_histogram(
-                np.ascontiguousarray(array, dtype=np.float32).view(np.uint32), selected,
-                wavelength, grid.edges, grid.lookup, grid.step, START_SPANS, histogram,
-            )  # fmt: skip
-        return out
-
-    names = ["flux", "error", "selected", "wavelength"]
-    counts = reduce_blocks(ds, names, block, lambda a, b: a + b)
-    filled = np.flatnonzero(counts[0].sum(axis=1))
-    middle = np.minimum((filled + 0.5) * START_SPANS, grid.size)
-    wavelength = np.interp(middle, np.arange(grid.edges.size), grid.edges)
-    return wavelength, key_median(counts[0, filled]), key_median(counts[1, filled])
+def pixel_columns(ds: xr.Dataset) -> list[str]:
+    """Names of the arrays that a pass reads."""
+    names = ["flux", "error", "selected", "wavelength", "yrel"]
+    return names + (["var_rnoise", "var_poisson"] if {"var_rnoise", "var_poisson"} <= {*ds} else [])

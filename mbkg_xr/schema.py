@@ -49,6 +49,8 @@ UNSUBTRACTED = (
 )
 
 PIXEL_DIMS = ("slit", "y", "x")
+#: Of moments, which are stored and read as pixels are: in chunks of whole slits.
+MOMENT_DIMS = ("slit", "span", "moment")
 
 # name: (is a coordinate, required, attributes). All are float32 (slit, y, x), NaN outside the slit.
 PIXEL_VARIABLES: Mapping[str, tuple[bool, bool, dict]] = {

@@ -14,7 +14,7 @@ from .schema import SLIT_IDENTITY
 from .spans import SpanGrid, find_span
 from .terms import ProfileTable, profile_at
 
-__all__ = ["SlitTerms", "ranks_in", "slit_terms", "used_pixels"]
+__all__ = ["SlitTerms", "profile_table", "ranks_in", "slit_terms", "used_pixels"]
 
 Array = NDArray[np.float64]
 
@@ -129,7 +129,7 @@ def slit_terms(ds: xr.Dataset, master: xr.Dataset, *, heldout: bool = False) -> 
     else:
         scale, covariance = np.zeros((n, 1, 1)), np.zeros((n, 1, 1, 1))
         pedestal, shape, basis = np.zeros(n), np.zeros(spans), np.ones((spans, 1))
-    table = _profile(master)
+    table = profile_table(master)
     kind = table.index(ds["n_shutters"].values)
     first = int(master["shutter"].values[0]) if "shutter" in master.coords else 0
     floor = float(master.attrs.get("floor", 0.0))
@@ -156,7 +156,8 @@ def ranks_in(ds: xr.Dataset, master: xr.Dataset) -> NDArray[np.int64]:
     return np.array([rank.get(key, -1) for key in ours], dtype=np.int64)
 
 
-def _profile(master: xr.Dataset) -> ProfileTable:
+def profile_table(master: xr.Dataset) -> ProfileTable:
+    """Bar-shadow profiles of a master; empty where it has none."""
     if "profile" not in master:
         return ProfileTable()
     nodes = master["yrel_node"].values

@@ -119,7 +119,7 @@ class Terms:
             np.zeros((n_slits, -(-n_spans // BIN_SPANS))),
         )
 
-    def part(self, slits: slice) -> Terms:
+    def part(self, slits: slice | NDArray[np.int64]) -> Terms:
         """The same for some of the slits."""
         names = ("scale", "pedestal", "kind", "level", "used", "leak", "light")
         return replace(self, **{name: getattr(self, name)[slits] for name in names})

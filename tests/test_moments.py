@@ -12,9 +12,9 @@ from mbkg_xr.moments import (
     N_MOMENTS,
     PassState,
     accumulate,
-    median_start,
 )
 from mbkg_xr.spans import SpanGrid, dispersion, span_grid
+from mbkg_xr.start import median_start
 
 
 def _state(grid, *, log=False, gain=2e-3, cut=3.0):

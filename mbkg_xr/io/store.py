@@ -15,7 +15,7 @@ import xarray as xr
 import zarr
 
 from ..errors import StoreError
-from ..schema import SCHEMA_VERSION
+from ..schema import MOMENT_DIMS, PIXEL_DIMS, SCHEMA_VERSION
 from .chunks import COMPRESSORS, damage, lazy_pixels, places, require_chunks
 from .ingested import open_ingested
 from .journal import has_journal
@@ -36,7 +36,7 @@ def _encoding(ds: xr.Dataset) -> dict[str, dict]:
             encoding["_FillValue"] = np.nan
         if variable.chunks is not None:
             encoding["chunks"] = tuple(c[0] for c in variable.chunks)
-        elif variable.dims[:3] == ("slit", "y", "x"):
+        elif variable.dims[:3] in (PIXEL_DIMS, MOMENT_DIMS):
             encoding["chunks"] = (min(SLITS_A_CHUNK, variable.shape[0]), *variable.shape[1:])
         out[str(name)] = encoding
     return out
@@ -268,7 +268,7 @@ def _lazy(ds: xr.Dataset, store: Path, group: str, complete: bool) -> xr.Dataset
     variables = {}
     for name, variable in ds.variables.items():
         inside = f"{group.strip('/')}/{name}"
-        if variable.dims[:3] == ("slit", "y", "x"):
+        if variable.dims[:3] in (PIXEL_DIMS, MOMENT_DIMS):
             variables[name] = _lazy_variable(variable, store, inside, complete)
             continue
         if complete:
@@ -285,7 +285,9 @@ def _lazy(ds: xr.Dataset, store: Path, group: str, complete: bool) -> xr.Dataset
 def _lazy_variable(variable: xr.Variable, store: Path, name: str, complete: bool) -> xr.Variable:
     length = (variable.encoding.get("chunks") or variable.shape)[0]
     if variable.ndim > 3 or variable.encoding.keys() & {"scale_factor", "add_offset"}:
-        return variable.chunk({"slit": length, "y": -1, "x": -1})  # not of this package's making
+        return variable.chunk(
+            {d: length if d == "slit" else -1 for d in variable.dims}
+        )  # not of this package's making
     n, ny, nx = variable.shape
     lengths = [length] * (n // length) + [n % length] * (n % length > 0)
     where = places(np.arange(n), ny, nx)

@@ -1,6 +1,6 @@
 """From moments to coefficients: the models of the sky."""
 
-from .basis import ERROR_NODES, Fitted, Problem, pixel_mean
+from .basis import ERROR_NODES, Fitted, Problem, chi2_by_group, hankel, pixel_mean
 from .bspline import BSpline
 from .logpoly import LogPolynomial
 from .template import Template
@@ -12,5 +12,7 @@ __all__ = [
     "LogPolynomial",
     "Problem",
     "Template",
+    "chi2_by_group",
+    "hankel",
     "pixel_mean",
 ]

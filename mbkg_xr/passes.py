@@ -1,0 +1,149 @@
+"""Robust passes over the pixels: clipping, noise, what differs between slits, and the model.
+
+Each pass reads the selected pixels once and brings back moments, a histogram of normalised
+residuals and noise sums (`mbkg_xr.moments`). Between passes everything happens on those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from .checks import CHOOSE_PASS, CONVERGED, FAR, Model, check_slits
+from .differences import Differences, find_differences
+from .errors import FitError
+from .models import Fitted, Problem
+from .moments import PassState, PassSums, accumulate
+from .robust import BIN_PIXELS, next_state, scatter_of
+from .scales import Scales
+from .spans import SpanGrid
+from .start import start
+from .terms import Terms
+
+__all__ = ["Passes", "robust_passes"]
+
+Array = NDArray[np.float64]
+
+_DIFFER_PASSES = (1, 2, 4, 6)  # what differs from slit to slit is found anew after these
+_RESCALINGS = 8
+
+
+@dataclass
+class Passes:
+    """What the passes came to.
+
+    Attributes
+    ----------
+    problem
+        The moments of the last pass, by group.
+    fitted
+        The last fit, with the table of all candidates.
+    state, differ
+        Weights, clipping and terms that those moments were made with.
+    pixels
+        ``(slit, 2)``: pixels selected, and used.
+    history
+        One row a pass.
+    """
+
+    problem: Problem
+    fitted: Fitted
+    state: PassState
+    differ: Differences
+    pixels: NDArray[np.int64]
+    history: list[dict]
+
+    @property
+    def scatter(self) -> float:
+        """True scatter in units of the model's error."""
+        return float(self.history[-1]["scatter"])
+
+
+def robust_passes(
+    ds: xr.Dataset,
+    grid: SpanGrid,
+    groups: NDArray[np.int64],
+    n_groups: int,
+    model: Model,
+    *,
+    scales: Scales | None,
+    profile: bool,
+    clip: float,
+    max_passes: int,
+    bad_slits: str,
+    say: Callable[[str], None],
+) -> Passes:
+    """Passes until the master changes no more (parameters as for `fit_master`)."""
+    differ = Differences(Terms.none(ds.sizes["slit"], grid.size))
+    say("running median")
+    scale, state = start(ds, grid, log_data=model.log_data)
+    say("noise")
+    sums = accumulate(ds, grid, state, groups, n_groups, differ.terms)
+    check_slits(ds, sums, bad_slits)
+    for _ in range(_RESCALINGS):
+        factor = scatter_of(sums)
+        if 1 / FAR < factor < FAR or sums.pixels[:, 0].sum() < BIN_PIXELS:
+            break
+        # Errors so far from the scatter that the histogram of z cannot hold it.
+        state = replace(state, unit=state.unit * float(np.clip(factor, 0.05, 20)))
+        sums = accumulate(ds, grid, state, groups, n_groups, differ.terms)
+    state = next_state(state, sums, clip, state.model)
+
+    differs = (scales is not None or profile) and not model.log_data
+    settled = max(_DIFFER_PASSES) if differs else CHOOSE_PASS
+    history: list[dict] = []
+    fitted: Fitted | None = None
+    table: list[dict] = []
+    current = model.provisional()
+    for number in range(1, max_passes + 1):
+        say(f"pass {number}")
+        sums = accumulate(ds, grid, state, groups, n_groups, differ.terms)
+        problem = Problem(grid, sums.moments, sums.count, scale)
+        if not sums.count.any():
+            raise FitError(
+                "no pixel left after clipping", found=f"clip={clip}", remedy="clip less hard"
+            )
+        if number == CHOOSE_PASS:
+            current = model
+        previous, fitted = fitted, current.fit(problem, heldout=False)
+        if number == CHOOSE_PASS:
+            table = fitted.table
+            current = model.fixed(fitted)
+        history.append(_row(sums, state, previous, fitted))
+        # What is found after the last pass would belong to no moments.
+        if number == max_passes or (number > settled and history[-1]["change"] < CONVERGED):
+            break
+        state = next_state(state, sums, clip, fitted.expected)
+        if differs and number in _DIFFER_PASSES:
+            say("slits")
+            seen = replace(state, unit=history[-1]["scatter"])
+            differ = find_differences(
+                ds, grid, seen, differ, problem.constrained, scales=scales, profile=profile
+            )
+    # Held-out masters are costly, and only those of the last pass are kept.
+    fitted = current.fit(problem)
+    fitted.table = table
+    return Passes(problem, fitted, state, differ, sums.pixels, history)
+
+
+def _row(sums: PassSums, state: PassState, previous: Fitted | None, fitted: Fitted) -> dict:
+    scatter = scatter_of(sums) * state.unit
+    return {
+        "selected": int(sums.pixels[:, 0].sum()),
+        "used": int(sums.pixels[:, 1].sum()),
+        "scatter": scatter,
+        "change": _change(previous, fitted) / scatter,
+    }
+
+
+def _change(previous: Fitted | None, fitted: Fitted) -> float:
+    """Largest change of the expected sky between passes, in units of its error."""
+    if previous is None:
+        return np.inf
+    with np.errstate(invalid="ignore"):
+        change = np.abs(fitted.expected - previous.expected)[:, 0] / fitted.sky_error[:, 0]
+    return float(np.nanmax(change))
