@@ -18,8 +18,8 @@ from .io.ingest import ingest
 from .io.write import write_fits
 from .master import evaluate, sample_master
 from .models import BSpline, LogPolynomial, Template
-from .points import Points
 from .moment_scores import score_moments
+from .points import Points
 from .project import master_image, project_master
 from .query import query
 from .ranges import slit_ranges
