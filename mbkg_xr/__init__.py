@@ -19,6 +19,7 @@ from .io.write import write_fits
 from .master import evaluate, sample_master
 from .models import BSpline, LogPolynomial, Template
 from .moment_scores import score_moments
+from .outliers import flag_outliers
 from .points import Points
 from .project import master_image, project_master
 from .query import query
@@ -27,7 +28,7 @@ from .rebin import pixel_areas, pixel_corners, rebin2d
 from .residuals import compare, residuals, sky_centres
 from .scales import Scales
 from .schema import SHUTTER_CENTRES
-from .select import flag_outliers, select_background
+from .select import select_background
 from .simulate import simulate_program
 from .slit_moments import merge_moments, moments, subtract_moments
 from .slit_scores import score_slits

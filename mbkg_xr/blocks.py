@@ -6,8 +6,11 @@ that are lazy or in memory. Dask does the scheduling, whichever scheduler is in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+import math
+import uuid
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial, reduce
+from operator import itemgetter
 from typing import Any
 
 import dask
@@ -16,13 +19,16 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-__all__ = ["map_slits", "reduce_blocks"]
+from .fuse import fused
+from .tasks import cluster, completed
+
+__all__ = ["Call", "Constant", "aligned", "map_slits", "reduce_blocks"]
 
 _BLOCK = 64  # slits at a time where nothing is chunked
 
 
 def map_slits(
-    function: Callable[..., NDArray],
+    function: Callable[..., Any],
     template: xr.DataArray,
     *arrays: Any,
     dtype: Any,
@@ -42,9 +48,10 @@ def map_slits(
         ``(slit, y, x)`` arrays, or ``(slit,)`` vectors, which reach the function as
         ``(slit, 1, 1)``.
     dtype
-        Of the result.
+        Of the result. A tuple of them where the function returns as many blocks, results of one
+        visit; so many arrays come back then.
     outputs
-        If given, the function returns ``(slit, y, x, outputs)``: several results of one visit.
+        If given, the function returns ``(slit, y, x, outputs)``.
     plane
         If given, the function returns ``(slit, *plane)`` instead.
     **kwargs
@@ -53,31 +60,43 @@ def map_slits(
     data = template.data
     shaped = [np.asarray(a)[:, None, None] if a.ndim == 1 else a for a in arrays]
     if not isinstance(data, da.Array):
-        return function(*shaped, **kwargs).astype(dtype, copy=False)
+        made = function(*shaped, **kwargs)
+        if not isinstance(dtype, tuple):
+            return made.astype(dtype, copy=False)
+        return tuple(m.astype(d, copy=False) for m, d in zip(made, dtype, strict=True))
     chunks: tuple = (data.chunks[0], (data.shape[1],), (data.shape[2],))
-    aligned = [
-        a.rechunk({0: chunks[0], 1: -1, 2: -1})
-        if isinstance(a, da.Array)
-        else da.from_array(a, chunks=(chunks[0], -1, -1))
-        for a in shaped
-    ]
-    # What is large travels once, not with every task.
-    shared = {k: v if _is_small(v) else dask.delayed(v, traverse=False) for k, v in kwargs.items()}
-    extra: dict[str, Any] = {}
+    several = isinstance(dtype, tuple)
+    last: dict[str, Any] = {}
     if plane is not None:
         chunks = (chunks[0], *((n,) for n in plane))
     if outputs is not None:
-        chunks = (*chunks, (outputs,))
-        extra["new_axis"] = 3
-    return da.map_blocks(
+        chunks, last = (*chunks, (outputs,)), {"new_axis": 3}
+    made = da.map_blocks(
         function,
-        *aligned,
-        dtype=dtype,
+        *[_in_chunks(a, data.chunks[0]) for a in shaped],
+        # What is large travels once, not with every task.
+        **{k: v if _is_small(v) else dask.delayed(v, traverse=False) for k, v in kwargs.items()},
+        dtype=object if several else dtype,
         chunks=chunks,
-        meta=np.empty((0,) * len(chunks), dtype),
-        **extra,
-        **shared,
+        meta=np.empty((0,) * len(chunks), object if several else dtype),
+        **last,
     )
+    if not several:
+        return made
+    return tuple(
+        da.map_blocks(itemgetter(i), made, dtype=d, meta=np.empty((0, 0, 0), d))
+        for i, d in enumerate(dtype)
+    )
+
+
+def _in_chunks(array: Any, lengths: tuple[int, ...]) -> da.Array:
+    """An array in chunks of so many slits, whole along the other dimensions."""
+    whole = (lengths, *[(n,) for n in array.shape[1:]])
+    if isinstance(array, da.Array):
+        return array if array.chunks == whole else array.rechunk(whole)
+    # Vectors have names that follow what they say; dask would take long to name pixels so.
+    small = math.prod(array.shape[1:]) < 64
+    return da.from_array(array, chunks=whole, name=None if small else False)
 
 
 def _is_small(value: Any) -> bool:
@@ -93,31 +112,84 @@ def reduce_blocks(
 ) -> Any:
     """Apply ``block(first slit, arrays, shared)`` to each chunk of slits and add up the results.
 
-    One task a chunk beside reading. Results are added eight at a time, in the order of the slits,
-    so that memory does not grow with their number. Computes.
+    One task a chunk, reading included. Results are added eight at a time, in the order of the
+    slits, so that memory does not grow with their number. Computes.
     """
     data = [ds[name].data for name in names]
-    if not any(isinstance(d, da.Array) for d in data):
-        n = ds.sizes["slit"]
-        parts = [
-            block(i, [np.ascontiguousarray(d[i : i + _BLOCK]) for d in data], shared)
-            for i in range(0, n, _BLOCK)
-        ]
-        return reduce(add, parts)
-    lazy = ds[list(names)]
-    lazy = lazy.chunk({d: -1 for d in lazy.dims if d != "slit"}).unify_chunks()
-    chunks = lazy.chunks["slit"]
-    starts = np.concatenate([[0], np.cumsum(chunks)[:-1]])
-    # Not optimised one by one: columns that come from the same pixels share the tasks that read
-    # them, and go on doing so.
-    columns = [lazy[name].data.to_delayed(optimize_graph=False).ravel() for name in names]
-    task = dask.delayed(lambda start, arrays, state: block(start, arrays, state), pure=False)
-    state = dask.delayed(shared, traverse=False)
-    parts = [
-        task(int(start), list(arrays), state)
-        for start, arrays in zip(starts, zip(*columns, strict=True), strict=True)
-    ]
-    merge = dask.delayed(lambda some: reduce(add, some), pure=False)
-    while len(parts) > 1:
-        parts = [merge(parts[i : i + 8]) for i in range(0, len(parts), 8)]
-    return parts[0].compute()
+    lazy = any(isinstance(d, da.Array) for d in data)
+    chunks, graph, columns = aligned(data) if lazy else _sliced(data)
+    state = f"state-{uuid.uuid4().hex}"
+    graph[state] = (Constant(shared),)
+    starts = np.concatenate([[0], np.cumsum(chunks)[:-1]]).tolist()
+    parts: list[Hashable] = [(f"block-{state}", i) for i in range(len(chunks))]
+    call = Call(block)
+    for part, start, keys in zip(parts, starts, columns, strict=True):
+        graph[part] = (call, start, list(keys), state)
+    merge, level = Call(partial(reduce, add)), 0
+    # A cluster's sums are fetched now and then: what was fetched cannot be lost with a worker.
+    most = _FETCHED if lazy and cluster() is not None else len(parts)
+    while len(parts) > 1 and 8**level < most:
+        level += 1
+        lots = [parts[i : i + 8] for i in range(0, len(parts), 8)]
+        parts = [(f"sum-{state}", level, i) for i in range(len(lots))]
+        graph |= {part: (merge, lot) for part, lot in zip(parts, lots, strict=True)}
+    return reduce(add, completed(fused(graph, parts), parts, local=not lazy))
+
+
+_FETCHED = 64
+
+
+class Call:
+    """A function that dask takes as it is, whatever it carries."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+class Constant:
+    """A value that dask hands on without looking into it."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __call__(self) -> Any:
+        return self.value
+
+
+def aligned(
+    arrays: Sequence[Any], *, length: int = _BLOCK
+) -> tuple[tuple[int, ...], dict, list[tuple[Hashable, ...]]]:
+    """Slits a chunk, the graph of all arrays, and for each chunk the keys of the arrays.
+
+    Chunks are those of the lazy arrays where these agree, with whole slits; of `length` slits where
+    none is lazy.
+    """
+    lazy = [a for a in arrays if isinstance(a, da.Array)]
+    cuts = {cut for chunks in {a.chunks[0] for a in lazy} for cut in np.cumsum(chunks).tolist()}
+    if not lazy:
+        cuts = {*range(length, arrays[0].shape[0], length), arrays[0].shape[0]}
+    chunks = tuple(np.diff([0, *sorted(cuts)]).tolist())
+    graph: dict = {}
+    columns = []
+    for array in arrays:
+        array = _in_chunks(array, chunks)
+        graph.update(array.__dask_graph__())
+        zeros = (0,) * (array.ndim - 1)
+        columns.append([(array.name, i, *zeros) for i in range(len(chunks))])
+    return chunks, graph, list(zip(*columns, strict=True))
+
+
+def _sliced(arrays: Sequence[NDArray]) -> tuple[tuple[int, ...], dict, list[tuple]]:
+    """The same for arrays in memory: views of some slits at a time."""
+    n = arrays[0].shape[0]
+    starts = range(0, n, _BLOCK)
+    graph: dict = {
+        (f"view-{k}", i): (Constant(np.ascontiguousarray(array[i : i + _BLOCK])),)
+        for k, array in enumerate(arrays)
+        for i in starts
+    }
+    columns = [tuple((f"view-{k}", i) for k in range(len(arrays))) for i in starts]
+    return tuple(min(_BLOCK, n - i) for i in starts), graph, columns

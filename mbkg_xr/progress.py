@@ -27,13 +27,20 @@ class _TaskCounter(Callback):
     def _posttask(self, key: Any, result: Any, dsk: Any, state: dict, worker: Any) -> None:
         self._progress.advance(self._bar)
 
+    def expect(self, total: int) -> None:
+        """A cluster begins with so many results; see `mbkg_xr.tasks.completed`."""
+        self._progress.reset(self._bar, total=max(total, 1))
+
+    def advance(self) -> None:
+        """A cluster has one more of them."""
+        self._progress.advance(self._bar)
+
 
 @contextmanager
 def show_progress(console: Console, *, enabled: bool = True) -> Iterator[Callable[[str], None]]:
     """Show a bar while the body runs; call the yielded function with what it is doing.
 
-    The bar follows the tasks of dask's local schedulers; with a distributed client the text still
-    says what is being done.
+    The bar follows the tasks of dask's local schedulers, and of a cluster the results that come in.
     """
     columns = (TextColumn("{task.description:<40}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not enabled) as progress:

@@ -1,12 +1,13 @@
 """Which pixels are sky: quality flags, a median filter, yrel windows, empty shutters.
 
+One kernel decides all of it, in one visit of each pixel.
+
 Everything here is lazy: the functions add variables to the dataset and compute nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numba
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from .blocks import map_slits
 from .errors import ParameterError, SelectionError
+from .outliers import MedianFilter, find_in_slit, find_usable
 from .quality import DEFAULT_EXCLUDE, do_not_use, flag_mask
 from .schema import (
     PIXEL_DIMS,
@@ -25,171 +27,9 @@ from .schema import (
     validate,
 )
 
-__all__ = ["flag_outliers", "near_one_of", "select_background", "why_empty"]
+__all__ = ["near_one_of", "select_background", "why_empty"]
 
 Windows = Sequence[tuple[float, float]]
-
-_ROWS = 4  # rows on either side that tell a line of the sky from an outlier
-_FEWEST_ROWS = 3
-
-
-# ------------------------------------------------------------------------------------------------
-# The median filter
-
-
-def flag_outliers(
-    ds: xr.Dataset, *, window: int = 15, threshold: float = 6.0, apply: bool = False
-) -> xr.Dataset:
-    """Find pixels that stand out from the running median along the dispersion.
-
-    Parameters
-    ----------
-    ds
-        A slit dataset.
-    window
-        Width of the running median in pixels along the row, odd. Unusable pixels do not count.
-    threshold
-        A pixel is an outlier where ``|flux - median| > threshold * median error``, both medians
-        running over the window, unless the rows beside it show the same: then it is a line.
-    apply
-        Replace the outliers' flux by the median, as a median filter would, and flag nothing.
-        Replacing correlates pixels and rounds lines: leave it off for a fit.
-
-    Returns
-    -------
-    xarray.Dataset
-        With OUTLIER set in ``quality`` (DO_NOT_USE, where the flag table has no OUTLIER).
-
-    Raises
-    ------
-    ParameterError
-        If the window is not an odd number of at least 3, or the threshold not positive.
-
-    Examples
-    --------
-    >>> import mbkg_xr as mx
-    >>> ds = mx.simulate_program(exposures=1, slits=2, background_slits=1)
-    >>> flagged = mx.flag_outliers(ds)
-    >>> bool(((flagged.quality & 16) > 0).any())
-    True
-    """
-    validate(ds)
-    return _median_filter(ds, None, window=window, threshold=threshold, apply=apply)
-
-
-def _median_filter(
-    ds: xr.Dataset, judged: Any, *, window: int, threshold: float, apply: bool
-) -> xr.Dataset:
-    """`flag_outliers` for all pixels, or for those in the mask `judged` only."""
-    if not isinstance(window, int | np.integer) or window < 3 or window % 2 == 0:
-        raise ParameterError(
-            "unusable median window", expected="an odd number of pixels >= 3", found=window
-        )
-    if not threshold > 0:
-        raise ParameterError("unusable threshold", expected="a positive number", found=threshold)
-    names = set(ds["quality"].attrs["flag_meanings"].split())
-    bit = flag_mask(ds["quality"], ["OUTLIER" if "OUTLIER" in names else "DO_NOT_USE"])
-    arrays = [ds[n].data for n in ("flux", "error", "quality")] + (
-        [] if judged is None else [judged]
-    )
-    options: dict[str, Any] = {
-        "window": int(window),
-        "threshold": float(threshold),
-        "bad": do_not_use(ds["quality"]),
-    }
-    if apply:
-        flux = map_slits(_replace_block, ds["flux"], *arrays, dtype=np.float32, **options)
-        done = f"outliers replaced by the median of {window} pixels"
-        return ds.assign(flux=(PIXEL_DIMS, flux, {**ds["flux"].attrs, "median_filter": done}))
-    quality = map_slits(
-        _flag_block, ds["flux"], *arrays, dtype=ds["quality"].dtype, bit=bit, **options
-    )
-    return ds.assign_coords(quality=(PIXEL_DIMS, quality, ds["quality"].attrs))
-
-
-def _flag_block(flux, error, quality, judged=None, *, bit, **options):
-    outlier, _ = _median_block(flux, error, quality, judged, **options)
-    return quality | np.where(outlier, quality.dtype.type(bit), quality.dtype.type(0))
-
-
-def _replace_block(flux, error, quality, judged=None, **options):
-    outlier, median = _median_block(flux, error, quality, judged, **options)
-    return np.where(outlier, median, flux)
-
-
-def _median_block(flux, error, quality, judged, *, window, threshold, bad):
-    outlier = np.zeros(flux.shape, dtype=np.bool_)
-    median = np.full(flux.shape, np.nan, dtype=np.float32)
-    usable = np.isfinite(flux) & (error > 0) & ((quality & quality.dtype.type(bad)) == 0)
-    judged = usable if judged is None else judged & usable
-    _running_median(flux, error, usable, judged, window // 2, threshold, outlier, median)
-    return outlier, median
-
-
-@numba.njit(nogil=True)
-def _insert(buffer, n, value):  # pragma: no cover - compiled
-    p = n
-    while p > 0 and buffer[p - 1] > value:
-        buffer[p] = buffer[p - 1]
-        p -= 1
-    buffer[p] = value
-
-
-@numba.njit(nogil=True)
-def _in_line(flux, usable, i, j, allowed):  # pragma: no cover - compiled
-    """Whether the rows beside a pixel show the same there: then it is the sky that has a line.
-
-    Lines are tilted by a fraction of a column from row to row, so that a neighbour's pixel and the
-    two beside it bound what a line may be.
-    """
-    lows, highs = np.empty(2 * _ROWS), np.empty(2 * _ROWS)
-    n = 0
-    for k in range(max(0, i - _ROWS), min(flux.shape[0], i + _ROWS + 1)):
-        if k == i or not usable[k, j]:
-            continue
-        low = high = np.float64(flux[k, j])
-        for m in range(max(0, j - 1), min(flux.shape[1], j + 2)):
-            if usable[k, m]:
-                low, high = min(low, np.float64(flux[k, m])), max(high, np.float64(flux[k, m]))
-        _insert(lows, n, low)
-        _insert(highs, n, high)
-        n += 1
-    if n < _FEWEST_ROWS:
-        return False
-    bottom = 0.5 * (lows[(n - 1) // 2] + lows[n // 2])
-    top = 0.5 * (highs[(n - 1) // 2] + highs[n // 2])
-    return bottom - allowed <= flux[i, j] <= top + allowed
-
-
-@numba.njit(nogil=True)
-def _running_median(
-    flux, error, usable, judged, half, threshold, outlier, median
-):  # pragma: no cover - compiled
-    values = np.empty(2 * half + 1)
-    errors = np.empty(2 * half + 1)
-    for s in range(flux.shape[0]):
-        for i in range(flux.shape[1]):
-            for j in range(flux.shape[2]):
-                if not judged[s, i, j]:
-                    continue
-                n = 0
-                for k in range(max(0, j - half), min(flux.shape[2], j + half + 1)):
-                    if usable[s, i, k]:
-                        _insert(values, n, np.float64(flux[s, i, k]))
-                        _insert(errors, n, np.float64(error[s, i, k]))
-                        n += 1
-                middle = 0.5 * (values[(n - 1) // 2] + values[n // 2])
-                # The pixel's own error follows its own counts: measured by that, low pixels would
-                # be thrown out sooner than high ones, and the sky come out high.
-                usual = 0.5 * (errors[(n - 1) // 2] + errors[n // 2])
-                median[s, i, j] = middle
-                outlier[s, i, j] = abs(flux[s, i, j] - middle) > threshold * usual and not _in_line(
-                    flux[s], usable[s], i, j, threshold * usual
-                )
-
-
-# ------------------------------------------------------------------------------------------------
-# Sky pixels
 
 
 def select_background(
@@ -255,15 +95,22 @@ def select_background(
         names = exclude.split(",") if isinstance(exclude, str) else exclude
         bits = flag_mask(ds["quality"], [name.strip() for name in names])
     use = _slits_to_use(ds, slits)
-    selected = map_slits(
+    rule = None
+    if median_window is not None:
+        rule = MedianFilter.of(ds, median_window, median_threshold)
+    names = ["flux", "error", "wavelength", "yrel", "quality"]
+    names += ["response"] if "response" in ds.coords else []
+    sky, outlier, median = map_slits(
         _select_block,
         ds["flux"],
-        *[ds[n].data for n in ("flux", "error", "wavelength", "yrel", "quality")],
         use,
         occupied_shutters(ds),
-        dtype=np.bool_,
+        *[ds[n].data for n in names],
+        dtype=(np.bool_, np.bool_, np.float32),
         windows=windows,
-        bits=bits,
+        bits=int(bits),
+        rule=rule,
+        apply=median_apply,
     )
     attrs = {
         "long_name": "pixel sees only sky",
@@ -271,27 +118,9 @@ def select_background(
         "excluded_flags": int(bits),
         "slits": slits if isinstance(slits, str) else ",".join(map(str, slits)),
     }
-    if "response" in ds.coords:
-        arrays = [selected, ds["response"].data]
-        selected = map_slits(_with_response, ds["flux"], *arrays, dtype=np.bool_)
-    if median_window is not None:
-        # Only sky is judged here: in a source's shutter what stands out may be its emission line.
-        filtered = _median_filter(
-            ds, selected, window=median_window, threshold=median_threshold, apply=median_apply
-        )
-        if not median_apply:
-            arrays = [selected, ds["quality"].data, filtered["quality"].data]
-            selected = map_slits(_without_new_flags, ds["flux"], *arrays, dtype=np.bool_)
-        ds = filtered
-    return ds.assign(selected=(PIXEL_DIMS, selected, attrs))
-
-
-def _with_response(sky, response):
-    return sky & (response > 0) & np.isfinite(response)
-
-
-def _without_new_flags(sky, quality, flagged):
-    return sky & (flagged == quality)
+    if rule is not None:
+        ds = rule.applied(ds, outlier, median) if median_apply else rule.flagged(ds, outlier)
+    return ds.assign(selected=(PIXEL_DIMS, sky, attrs))
 
 
 def _check_windows(yrel: Windows) -> NDArray[np.float64]:
@@ -352,34 +181,78 @@ def near_one_of(yrel, shutters):  # pragma: no cover - compiled
     return near
 
 
-def _select_block(flux, error, wavelength, yrel, quality, use, occupied, *, windows, bits):
-    out = np.zeros(flux.shape, dtype=np.bool_)
-    masked = (quality & quality.dtype.type(bits)) != 0
-    occupied = np.ascontiguousarray(occupied[:, 0])
-    _select_pixels(flux, error, wavelength, yrel, masked, use.ravel(), occupied, windows, out)
-    return out
+def _select_block(
+    use: NDArray,
+    occupied: NDArray,
+    flux: NDArray,
+    error: NDArray,
+    wavelength: NDArray,
+    yrel: NDArray,
+    quality: NDArray,
+    response: NDArray | None = None,
+    *,
+    windows: NDArray,
+    bits: int,
+    rule: MedianFilter | None,
+    apply: bool,
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Sky, outliers among what would be sky, and the running median (only where it is applied)."""
+    sky, outlier = np.zeros(flux.shape, dtype=np.bool_), np.zeros(flux.shape, dtype=np.bool_)
+    median = np.empty(flux.shape if apply else (flux.shape[0], 1, 1), dtype=np.float32)
+    kind = quality.dtype.type
+    _select_pixels(
+        flux, error, wavelength, yrel, quality, kind(bits),
+        np.empty((0, 0, 0), np.float32) if response is None else response,
+        use.ravel(), np.ascontiguousarray(occupied[:, 0]), windows,
+        0 if rule is None else rule.half,
+        0.0 if rule is None else rule.threshold,
+        kind(0 if rule is None else rule.bad),
+        apply, sky, outlier, median,
+    )  # fmt: skip
+    return sky, outlier, median
 
 
 @numba.njit(nogil=True)
 def _select_pixels(
-    flux, error, wavelength, yrel, masked, use, occupied, windows, out
-):  # pragma: no cover - compiled
+    flux, error, wavelength, yrel, quality, bits, response, use, occupied, windows,
+    half, threshold, bad, apply, sky, outlier, median,
+):  # pragma: no cover - compiled  # fmt: skip
+    ny, nx = flux.shape[1:]
+    usable = np.empty((ny, nx), dtype=np.bool_)
+    unused = np.empty((ny, nx), dtype=np.float32)
     for s in range(flux.shape[0]):
         if not use[s]:
             continue
-        for i in range(flux.shape[1]):
-            for j in range(flux.shape[2]):
-                if masked[s, i, j] or not (error[s, i, j] > 0) or not np.isfinite(error[s, i, j]):
+        for i in range(ny):
+            for j in range(nx):
+                e = error[s, i, j]
+                if (quality[s, i, j] & bits) != 0 or not (e > 0) or not np.isfinite(e):
                     continue
                 if not (np.isfinite(flux[s, i, j]) and np.isfinite(wavelength[s, i, j])):
+                    continue
+                if response.shape[0] > 0 and not (0 < response[s, i, j] < np.inf):
                     continue
                 r = yrel[s, i, j]
                 if near_one_of(r, occupied[s]):
                     continue
                 for k in range(windows.shape[0]):
                     if windows[k, 0] <= r <= windows[k, 1]:
-                        out[s, i, j] = True
+                        sky[s, i, j] = True
                         break
+        if half == 0:
+            continue
+        # Only sky is judged here: in a source's shutter what stands out may be its emission line.
+        find_usable(flux[s], error[s], quality[s], bad, usable)
+        find_in_slit(
+            flux[s], error[s], usable, sky[s], half, threshold, outlier[s],
+            median[s] if apply else unused,
+        )  # fmt: skip
+        if apply:
+            continue
+        for i in range(ny):
+            for j in range(nx):
+                if outlier[s, i, j]:
+                    sky[s, i, j] = False
 
 
 def why_empty(ds: xr.Dataset, index: int) -> SelectionError:

@@ -66,27 +66,51 @@ def subtract(
 
 def _subtracted(ds: xr.Dataset, projected: xr.Dataset) -> xr.Dataset:
     """Take a background off, grow the errors, flag what has no background."""
-    background, error = projected["background"].data, projected["background_error"].data
-    flux, own = ds["flux"], ds["error"]
-    quality = map_slits(
-        _flag_missing,
-        flux,
-        background,
-        ds["wavelength"].data,
-        ds["quality"].data,
-        dtype=ds["quality"].dtype,
-        bit=do_not_use(ds["quality"]),
+    old = ds["quality"]
+    flux, error, quality = map_slits(
+        _take_off,
+        ds["flux"],
+        *[ds[name].data for name in ("flux", "error", "wavelength", "quality")],
+        *[projected[name].data for name in ("background", "background_error")],
+        dtype=(np.float32, np.float32, old.dtype),
+        bit=do_not_use(old),
     )
     out = ds.assign(projected.data_vars)
-    out["flux"] = (PIXEL_DIMS, flux.data - background, flux.attrs)
-    grown = map_slits(_grow, flux, own.data, error, dtype=np.float32)
-    out["error"] = (PIXEL_DIMS, grown, own.attrs)
-    return out.assign_coords(quality=(PIXEL_DIMS, quality, ds["quality"].attrs))
+    out["flux"] = (PIXEL_DIMS, flux, ds["flux"].attrs)
+    out["error"] = (PIXEL_DIMS, error, ds["error"].attrs)
+    return out.assign_coords(quality=(PIXEL_DIMS, quality, old.attrs))
 
 
-def _grow(own: NDArray, other: NDArray) -> NDArray:
-    # hypot does not overflow on the 1e27 that bad pixels carry as errors.
-    return np.hypot(own, other)
+def _take_off(
+    flux: NDArray,
+    error: NDArray,
+    wavelength: NDArray,
+    quality: NDArray,
+    background: NDArray,
+    background_error: NDArray,
+    *,
+    bit: int,
+) -> tuple[NDArray, ...]:
+    """Flux without the background, its error, and the flags."""
+    out = tuple(np.empty(a.shape, a.dtype) for a in (flux, error, quality))
+    both = (np.ascontiguousarray(b).ravel() for b in (background, background_error))
+    flat = (np.ascontiguousarray(a).ravel() for a in (flux, error, wavelength, quality))
+    _take_off_pixels(*flat, *both, quality.dtype.type(bit), *[o.reshape(-1) for o in out])
+    return out
+
+
+@numba.njit(nogil=True)
+def _take_off_pixels(
+    flux, error, wavelength, quality, background, background_error, bit,
+    new_flux, new_error, new_quality,
+):  # pragma: no cover - compiled  # fmt: skip
+    for i in range(flux.size):
+        new_flux[i] = flux[i] - background[i]
+        # In double precision: bad pixels carry errors of 1e27.
+        a, b = np.float64(error[i]), np.float64(background_error[i])
+        new_error[i] = np.sqrt(a * a + b * b)
+        missing = np.isfinite(wavelength[i]) and not np.isfinite(background[i])
+        new_quality[i] = quality[i] | bit if missing else quality[i]
 
 
 def before_subtraction(ds: xr.Dataset) -> xr.Dataset:
@@ -136,11 +160,6 @@ def _shrink(grown: NDArray, other: NDArray) -> NDArray:
     # The product does not overflow on the 1e27 that bad pixels carry as errors.
     with np.errstate(invalid="ignore"):
         return np.sqrt(np.maximum(grown - other, 0)) * np.sqrt(grown + other)
-
-
-def _flag_missing(background, wavelength, quality, *, bit):
-    missing = np.isfinite(wavelength) & ~np.isfinite(background)
-    return quality | np.where(missing, quality.dtype.type(bit), quality.dtype.type(0))
 
 
 # ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Calls with small results through dask, some at a time: memory does not grow with their number.
+"""Graphs and calls with small results through dask: memory does not grow with their number.
 
 Dask does the scheduling, whichever scheduler is in use.
 """
@@ -6,15 +6,18 @@ Dask does the scheduling, whichever scheduler is in use.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import dask
+from dask.base import get_scheduler
+from dask.callbacks import Callback
+from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
 from .errors import StoreError
 
-__all__ = ["batches", "results"]
+__all__ = ["batches", "cluster", "completed", "results", "workers"]
 
 T = TypeVar("T")
 
@@ -32,7 +35,7 @@ def batches(items: Iterable[tuple[int, T]]) -> Iterator[list[T]]:
     >>> [item for lot in batches([(1, "a"), (2, "b")]) for item in lot]
     ['a', 'b']
     """
-    least = 4 * _workers()
+    least = 4 * workers()
     lot: list[T] = []
     weight = 0
     for size, item in items:
@@ -76,10 +79,67 @@ def results(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     return out
 
 
-def _workers() -> int:
-    """How many tasks dask runs at a time, nearly."""
+def completed(graph: Mapping, keys: Sequence[Hashable], *, local: bool = False) -> Iterator[Any]:
+    """Results of a graph, in the order of `keys`, each let go of as soon as it is there.
+
+    On a cluster a result that was fetched is not made again when the worker that held it dies.
+
+    Parameters
+    ----------
+    graph
+        A dask graph.
+    keys
+        What is wanted of it.
+    local
+        Whether its data lie in this process, so that no cluster should be sent them.
+
+    Examples
+    --------
+    >>> list(completed({"a": (abs, -1), "b": (abs, "a")}, ["b", "a"]))
+    [1, 1]
+    """
+    client = None if local else cluster()
+    if client is None:
+        scheduler = {"scheduler": "threads"} if local and cluster() is not None else {}
+        yield from dask.compute(*[Delayed(key, graph) for key in keys], **scheduler)
+        return
+    from distributed import as_completed
+
+    bars = [one for one in map(_listener, Callback.active) if one is not None]
+    for bar in bars:
+        bar.expect(len(keys))
+    futures = client.get(dict(graph), list(keys), sync=False)
+    place = {future.key: i for i, future in enumerate(futures)}
+    done = as_completed(futures, with_results=True)
+    del futures
+    held: dict[int, Any] = {}
+    following = 0
+    for future, result in done:
+        held[place[future.key]] = result
+        future.release()
+        for bar in bars:
+            bar.advance()
+        while following in held:
+            yield held.pop(following)
+            following += 1
+
+
+def _listener(callbacks: tuple) -> Any:
+    """The bar of `mbkg_xr.progress` behind one of dask's active callbacks."""
+    owner = next((getattr(c, "__self__", None) for c in callbacks if c is not None), None)
+    return owner if hasattr(owner, "expect") else None
+
+
+def cluster() -> Any:
+    """The `distributed.Client` that dask computes with, or None."""
+    client = getattr(get_scheduler(), "__self__", None)
     distributed: Any = sys.modules.get("distributed")
-    try:
-        return max(sum(distributed.default_client().nthreads().values()), 1)
-    except (AttributeError, ValueError):
-        return int(dask.config.get("num_workers", None) or CPU_COUNT)
+    return client if distributed is not None and isinstance(client, distributed.Client) else None
+
+
+def workers() -> int:
+    """How many tasks dask runs at a time, nearly."""
+    client = cluster()
+    if client is not None:
+        return max(sum(client.nthreads().values()), 1)
+    return int(dask.config.get("num_workers", None) or CPU_COUNT)

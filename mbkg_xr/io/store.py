@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
@@ -19,13 +20,12 @@ from ..schema import MOMENT_DIMS, PIXEL_DIMS, SCHEMA_VERSION
 from .chunks import COMPRESSORS, damage, lazy_pixels, places, require_chunks
 from .ingested import open_ingested
 from .journal import has_journal
+from .writing import chunk_length, write_chunks
 
 __all__ = ["create_store", "is_complete", "is_store", "open_store", "save", "write_group"]
 
-SLITS_A_CHUNK = 32
 
-
-def _encoding(ds: xr.Dataset) -> dict[str, dict]:
+def _encoding(ds: xr.Dataset, pixels: Sequence[str], length: int) -> dict[str, dict]:
     """Codecs and fill values of each variable, from the schema and never from where it came."""
     out: dict[str, dict] = {}
     for name, variable in ds.variables.items():
@@ -34,10 +34,8 @@ def _encoding(ds: xr.Dataset) -> dict[str, dict]:
             encoding["compressors"] = list(COMPRESSORS)
         if variable.dtype.kind == "f":
             encoding["_FillValue"] = np.nan
-        if variable.chunks is not None:
-            encoding["chunks"] = tuple(c[0] for c in variable.chunks)
-        elif variable.dims[:3] in (PIXEL_DIMS, MOMENT_DIMS):
-            encoding["chunks"] = (min(SLITS_A_CHUNK, variable.shape[0]), *variable.shape[1:])
+        if name in pixels:
+            encoding["chunks"] = (length, *variable.shape[1:])
         out[str(name)] = encoding
     return out
 
@@ -109,36 +107,45 @@ def is_store(path: str | os.PathLike) -> bool:
 def write_group(ds: xr.Dataset, store: str | Path, group: str) -> None:
     """Write one dataset as a group of a store. Computes what is lazy, chunk by chunk."""
     ds = _with_plain_strings(ds.drop_encoding())
-    ds = _whole_chunks(ds)
+    pixels = [str(n) for n, v in ds.variables.items() if _is_pixels(v)]
+    ds = _replaced(ds, {n: v.load() for n, v in ds.variables.items() if n not in pixels})
+    arrays = {name: ds.variables[name].data for name in pixels}
+    length = chunk_length(list(arrays.values())) if pixels else 0
+    # All but the pixels; of them the metadata only.
+    ds = _replaced(ds, {name: _unwritten(ds.variables[name]) for name in pixels})
     ds.to_zarr(
         store,
         group=group,
         mode="a",
         zarr_format=3,
         consolidated=False,
-        encoding=_encoding(ds),
+        encoding=_encoding(ds, pixels, length),
         # Every chunk is there, so that a missing one is known for what it is.
         write_empty_chunks=True,
+        compute=False,
     )
+    if pixels:
+        made: Any = zarr.open_group(store, path=group, mode="r+")
+        every: Any = {"write_empty_chunks": True}
+        write_chunks(arrays, {name: made[name].with_config(every) for name in pixels})
+
+
+def _is_pixels(variable: xr.Variable) -> bool:
+    """Whether a variable is large: lazy, or of pixels."""
+    if variable.dims[:1] != ("slit",) or variable.ndim == 1 or variable.dtype.kind not in "fiub":
+        return False
+    return variable.chunks is not None or variable.dims[:3] in (PIXEL_DIMS, MOMENT_DIMS)
+
+
+def _unwritten(variable: xr.Variable) -> xr.Variable:
+    nothing = da.zeros(variable.shape, chunks=variable.shape, dtype=variable.dtype)
+    return xr.Variable(variable.dims, nothing, variable.attrs)
 
 
 def _with_plain_strings(ds: xr.Dataset) -> xr.Dataset:
     """Strings of variable length: those of fixed length have no place in the Zarr format."""
     text = {n: v.compute().astype(object) for n, v in ds.variables.items() if v.dtype.kind in "UT"}
     return _replaced(ds, text)
-
-
-def _whole_chunks(ds: xr.Dataset) -> xr.Dataset:
-    """Lazy pixels in chunks of one length, so that no two tasks write to the same chunk."""
-    lazy = {n: v for n, v in ds.variables.items() if v.chunks is not None and v.ndim > 1}
-    lengths = {v.chunksizes["slit"] for v in lazy.values() if "slit" in v.dims}
-    if not lengths:
-        return ds
-    first = next(iter(lengths))
-    even = len(lengths) == 1 and len(set(first[:-1])) <= 1 and first[-1] <= first[0]
-    slits = first[0] if even else SLITS_A_CHUNK
-    whole = {n: v.chunk({d: slits if d == "slit" else -1 for d in v.dims}) for n, v in lazy.items()}
-    return _replaced(ds, whole)
 
 
 def _replaced(ds: xr.Dataset, variables: Mapping) -> xr.Dataset:

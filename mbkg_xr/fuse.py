@@ -1,0 +1,92 @@
+"""Graphs with one task a chunk: what only one task needs is done within it.
+
+Dask's own fusion joins chains, not the trees that a chunk's columns make; with a few tasks for each
+column a pass over 10^5 slits would be 10^5 tasks. A task here holds the little graph that only it
+needs and runs it at once, so that pixels are read, worked on and dropped in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+import dask
+from dask.core import get_dependencies, reverse_dict, toposort
+
+__all__ = ["fused"]
+
+
+class _Bundle:
+    """Calls a graph whose loose ends are the arguments; dask does not look inside."""
+
+    def __init__(self, graph: dict, root: Any, loose: tuple[Hashable, ...]):
+        self.graph, self.root, self.loose = graph, root, loose
+
+    def __call__(self, *values: Any) -> Any:
+        # Values as calls: as they are, dask would look for keys in them.
+        given = {key: (values.__getitem__, i) for i, key in enumerate(self.loose)}
+        return dask.get({**self.graph, **given}, self.root)
+
+    def __dask_tokenize__(self) -> str:
+        return str(self.root)
+
+
+def fused(graph: Mapping, keys: Iterable[Hashable]) -> dict:
+    """The same graph with everything done within the one task that needs it.
+
+    Parameters
+    ----------
+    graph
+        A dask graph; what `keys` do not need is left out.
+    keys
+        What is wanted of it.
+
+    Returns
+    -------
+    dict
+        A graph that gives the same for `keys`: a task for each of them, and one for each result
+        that several tasks need.
+
+    Examples
+    --------
+    >>> graph = {"a": (int, "1"), "b": (abs, "a"), "c": (sum, ["a", "b"])}
+    >>> small = fused(graph, ["c"])
+    >>> len(small), dask.get(small, "c")
+    (1, 2)
+    """
+    wanted = set(keys)
+    needs = _needed(graph, wanted)
+    needed_by = reverse_dict(needs)
+    owner: dict[Hashable, Hashable] = {}
+    for key in reversed(toposort({key: graph[key] for key in needs}, needs)):
+        owners = {owner[k] for k in needed_by[key]}
+        alone = len(owners) == 1 and key not in wanted and not _is_elsewhere(graph[key])
+        owner[key] = owners.pop() if alone else key
+    parts: dict[Hashable, dict] = {}
+    for key, root in owner.items():
+        parts.setdefault(root, {})[key] = graph[key]
+    out = {}
+    for root, part in parts.items():
+        if len(part) == 1:
+            out[root] = graph[root]
+            continue
+        loose = tuple(dict.fromkeys(k for key in part for k in needs[key] if k not in part))
+        out[root] = (_Bundle(part, root, loose), *loose)
+    return out
+
+
+def _needed(graph: Mapping, keys: set) -> dict[Hashable, set]:
+    """What each key depends on, of those that `keys` need."""
+    out: dict[Hashable, set] = {}
+    stack = list(keys)
+    while stack:
+        key = stack.pop()
+        if key not in out:
+            out[key] = get_dependencies(graph, key)
+            stack.extend(out[key])
+    return out
+
+
+def _is_elsewhere(value: Any) -> bool:
+    """Whether a value is a result that some worker of a cluster holds."""
+    return hasattr(value, "status") and hasattr(value, "key")

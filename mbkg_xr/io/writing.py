@@ -1,0 +1,94 @@
+"""Pixels into arrays of a store: one task a chunk, from reading to writing.
+
+Whoever computes a chunk writes it, a worker of a cluster too: pixels are never gathered.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from ..blocks import Call, Constant, aligned
+from ..fuse import fused
+from ..tasks import completed
+
+__all__ = ["chunk_length", "write_chunks"]
+
+SLITS_A_CHUNK = 32
+
+
+def chunk_length(arrays: Sequence[Any]) -> int:
+    """Slits a chunk in a store: that of the lazy arrays, where they have one."""
+    lengths = {a.chunks[0] for a in arrays if isinstance(a, da.Array)}
+    if lengths:
+        first = next(iter(lengths))
+        if len(lengths) == 1 and len(set(first[:-1])) <= 1 and first[-1] <= first[0]:
+            return int(first[0])
+    return min(SLITS_A_CHUNK, max(arrays[0].shape[0], 1))
+
+
+def write_chunks(arrays: Mapping[str, Any], targets: Mapping[str, zarr.Array]) -> None:
+    """Compute arrays chunk by chunk, all of them together, and write them. Computes.
+
+    Parameters
+    ----------
+    arrays
+        By name, dask's or in memory; slits along the first dimension.
+    targets
+        Where each of them goes, in chunks of one length along slits and whole along the others.
+    """
+    data = list(arrays.values())
+    length = next(iter(targets.values())).chunks[0]
+    chunks, graph, columns = aligned(data, length=length)
+    token = uuid.uuid4().hex
+    where = f"targets-{token}"
+    graph[where] = (Constant([targets[name] for name in arrays]),)
+    starts = np.concatenate([[0], np.cumsum(chunks)]).tolist()
+    sinks = []
+    if _whole(chunks, length):
+        for start, keys in zip(starts, columns, strict=False):
+            sinks.append((f"write-{token}", start))
+            graph[sinks[-1]] = (Call(_write), where, start, [list(keys)], [None])
+    else:
+        # Blocks that reach into more than one chunk of the store are made once.
+        for i, keys in enumerate(columns):
+            graph[f"made-{token}", i] = (Call(list), list(keys))
+        for start in range(0, starts[-1], length):
+            stop = min(start + length, starts[-1])
+            first = int(np.searchsorted(starts, start, side="right")) - 1
+            last = int(np.searchsorted(starts, stop, side="left"))
+            made = [(f"made-{token}", i) for i in range(first, last)]
+            cuts = Constant(
+                [
+                    slice(max(start - starts[i], 0), min(stop, starts[i + 1]) - starts[i])
+                    for i in range(first, last)
+                ]
+            )
+            sinks.append((f"write-{token}", start))
+            graph[sinks[-1]] = (Call(_write), where, start, made, (cuts,))
+    lazy = any(isinstance(a, da.Array) for a in data)
+    for _ in completed(fused(graph, sinks), sinks, local=not lazy):
+        pass
+
+
+def _whole(chunks: Sequence[int], length: int) -> bool:
+    return all(n == length for n in chunks[:-1]) and chunks[-1] <= length
+
+
+def _write(
+    targets: Sequence[zarr.Array],
+    start: int,
+    blocks: Sequence[Sequence[NDArray]],
+    cuts: Sequence[slice | None],
+) -> None:
+    for k, target in enumerate(targets):
+        parts = [b[k] if cut is None else b[k][cut] for b, cut in zip(blocks, cuts, strict=True)]
+        values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        # xarray's bool is a small integer in Zarr.
+        target[start : start + len(values)] = values.astype(target.dtype, copy=False)

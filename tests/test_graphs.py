@@ -1,0 +1,94 @@
+"""One task a chunk: the same numbers as dask's own graphs give, from few tasks."""
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+
+import mbkg_xr as mx
+from mbkg_xr.blocks import aligned, reduce_blocks
+from mbkg_xr.fuse import fused
+from mbkg_xr.io import writing
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Sizes of the graphs that are computed, by what they are for."""
+    from mbkg_xr import blocks
+
+    sizes = []
+
+    def completed(graph, keys, **options):
+        sizes.append(len(graph))
+        return original(graph, keys, **options)
+
+    original = blocks.completed
+    monkeypatch.setattr(blocks, "completed", completed)
+    monkeypatch.setattr(writing, "completed", completed)
+    return sizes
+
+
+def test_fused_gives_the_same():
+    x = da.random.default_rng(0).normal(size=(40, 6), chunks=(8, 6))
+    y = da.map_blocks(np.add, x, x[::-1].rechunk((8, 6)))
+    z = da.map_blocks(np.multiply, y, x)
+    keys = [key for row in z.__dask_keys__() for key in row]
+    small = fused(dict(z.__dask_graph__()), keys)
+    # Each x is needed by two of the results and made once; that in the middle by one only.
+    assert len(small) == 5 + 4
+    blocks = dask.get(small, keys)
+    np.testing.assert_array_equal(np.concatenate(blocks), z.compute())
+
+
+def test_values_are_not_taken_for_keys():
+    graph = {"a": (tuple, ["b", "b"]), "b": (str, "c"), "c": 1, "d": (len, "a"), "e": (list, "a")}
+    small = fused(graph, ["d", "e"])
+    assert dask.get(small, ["d", "e"]) == (2, ["1", "1"])
+
+
+@pytest.fixture(scope="module")
+def stored(program, tmp_path_factory):
+    path = tmp_path_factory.mktemp("stored") / "p.zarr"
+    mx.save(program.compute().chunk({"slit": 2}), path)
+    return mx.select_background(mx.open_program(path)["prism-clear"].to_dataset())
+
+
+def test_a_pass_is_a_task_a_chunk(stored, counted):
+    """Selection and all, from a store: one task a chunk, and one for eight to add up."""
+    ds = stored
+    n = ds.flux.data.numblocks[0]
+    names = ["flux", "selected", "quality", "wavelength"]
+    total = reduce_blocks(ds, names, lambda i, a, _: a[0][a[1]].size, lambda a, b: a + b)
+    assert total == int(ds.selected.sum())
+    # A few tasks more: for what all chunks share.
+    assert counted[0] <= 1.25 * n + 4
+
+
+def test_results_are_written_in_a_task_a_chunk(stored, master, tmp_path, counted):
+    res = mx.residuals(mx.subtract(stored, master))
+    n = res.flux.data.numblocks[0]
+    mx.save(res, tmp_path / "r.zarr")
+    assert counted[0] <= n + 16
+    back = mx.open_program(tmp_path / "r.zarr")["prism-clear"].to_dataset()
+    xr.testing.assert_equal(back.compute(), res.compute())
+
+
+@pytest.mark.parametrize("lengths", [(5, 3, 7, 1), (9, 7), (16,), (1,) * 16])
+def test_any_chunks_are_written_whole(lengths, tmp_path):
+    ds = mx.simulate_program(exposures=2, slits=8, background_slits=2, seed=2).load()
+    assert ds.sizes["slit"] == sum(lengths)
+    mx.save(ds.chunk({"slit": lengths}), tmp_path / "r.zarr")
+    back = mx.open_program(tmp_path / "r.zarr")["prism-clear"].to_dataset()
+    assert len(set(back.flux.data.chunks[0][:-1])) <= 1
+    xr.testing.assert_equal(back.compute(), ds)
+
+
+def test_aligned_takes_what_comes():
+    a, b = da.zeros((10, 2, 2), chunks=(4, 1, 2)), da.ones((10, 2, 2), chunks=(5, 2, 2))
+    chunks, graph, columns = aligned([a, b, np.full((10, 2, 2), 2.0)])
+    assert chunks == (4, 1, 3, 2)
+    for n, keys in zip(chunks, columns, strict=True):
+        found = dask.get(graph, list(keys))
+        assert [f.shape for f in found] == [(n, 2, 2)] * 3
+        assert [float(np.max(f)) for f in found] == [0, 1, 2]
