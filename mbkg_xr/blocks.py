@@ -117,6 +117,8 @@ def reduce_blocks(
     """
     data = [ds[name].data for name in names]
     lazy = any(isinstance(d, da.Array) for d in data)
+    if not lazy and ds.sizes["slit"] <= _BLOCK:
+        return block(0, [np.ascontiguousarray(d) for d in data], shared)
     chunks, graph, columns = aligned(data) if lazy else _sliced(data)
     state = f"state-{uuid.uuid4().hex}"
     graph[state] = (Constant(shared),)
