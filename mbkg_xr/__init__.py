@@ -25,6 +25,7 @@ from .project import master_image, project_master
 from .query import query
 from .ranges import slit_ranges
 from .rebin import pixel_areas, pixel_corners, rebin2d
+from .report import write_report
 from .residuals import compare, residuals, sky_centres
 from .scales import Scales
 from .schema import SHUTTER_CENTRES
@@ -79,5 +80,6 @@ __all__ = [
     "subtract_nods",
     "verify",
     "write_fits",
+    "write_report",
     "write_user_background",
 ]

@@ -17,15 +17,16 @@ from .fit import fit_master
 from .io import open_program
 from .io.store import create_store, finish, open_store, write_group
 from .io.write import check_targets, write_fits
+from .methods import other_methods
 from .models import BSpline, LogPolynomial, Template
 from .ranges import slit_ranges
-from .report import write_report
+from .report import Section, write_pages
 from .residuals import compare, residuals
 from .schema import SHUTTER_CENTRES, already_subtracted, refuse_subtracted
 from .select import Windows, select_background
-from .subtract import subtract, subtract_nods
+from .subtract import subtract
 
-__all__ = ["MODELS", "ChainResult", "other_methods", "run", "run_tree"]
+__all__ = ["MODELS", "ChainResult", "run", "run_tree"]
 
 #: The models by their names on the command line.
 MODELS: Mapping[str, Callable[[], BSpline | LogPolynomial]] = {
@@ -201,28 +202,16 @@ def run_tree(
             write_fits(written, fits, overwrite=overwrite, nips_layout=nips_layout, on_step=say)
         finish(staging)
     saved = open_store(out)
-    results = {}
+    results, sections = {}, {}
     for name, selected in selections.items():
         result, master = saved[name].to_dataset(), saved[f"{name}/master"].to_dataset()
         results[name] = ChainResult(result, master, tables[name])
         if report is not None:
-            say(f"{name}: figures")
-            folder = Path(report) if len(datasets) == 1 else Path(report) / name
             others = other_methods(selected, master, result)
-            write_report(result, master, folder, **others, table=tables[name], name=name)
+            sections[name] = Section(result, master, **others, table=tables[name])
+    if report is not None:
+        write_pages(sections, report, on_step=say)
     return results
-
-
-def other_methods(
-    selected: xr.Dataset, master: xr.Dataset, result: xr.Dataset
-) -> dict[str, xr.Dataset | None]:
-    """Residuals of nods, and of slits held out of the fit."""
-    # The store already holds the geometry: reading it is cheaper than making it anew.
-    selected = selected.assign_coords({k: result[k] for k in ("wavelength", "yrel")})
-    held = None
-    if "heldout_polynomial" in master:
-        held = residuals(subtract(selected, master, heldout=True))
-    return {"nods": residuals(subtract_nods(selected)), "heldout": held}
 
 
 def _prefixed(say: Callable[[str], None], name: str) -> Callable[[str], None]:

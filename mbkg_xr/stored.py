@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .chain import KEEP, other_methods
+from .chain import KEEP
 from .errors import DatasetError
 from .io import NipsLayout, open_program
-from .io.store import open_store
+from .methods import other_methods, stored_results
 from .residuals import compare, residuals
 from .schema import already_subtracted
 from .subtract import before_subtraction
@@ -73,24 +73,11 @@ def compare_stored(
     ['master', 'nods', 'heldout']
     """
     say = on_step or (lambda text: None)
-    tree = open_store(path)
-    results = {
-        name: node
-        for name, node in tree.children.items()
-        if "background" in node.data_vars and "master" in node.children
-    }
-    if not results:
-        raise DatasetError(
-            "no result in this store",
-            where=str(path),
-            expected="groups of slits with their background and master, as mbkg-xr run writes",
-            found=" ".join(tree.children) or "nothing",
-        )
+    results = stored_results(path)
     given = _given(nods, nips_layout, list(results)) if nods is not None else {}
     tables = {}
-    for name, node in results.items():
+    for name, (result, master) in results.items():
         say(f"{name}: residuals")
-        result, master = node.to_dataset(), node["master"].to_dataset()
         result = result.persist() if result.nbytes <= KEEP else result
         others = other_methods(before_subtraction(result), master, result)
         tables[name] = compare(

@@ -1,8 +1,7 @@
-"""Figures and report: what is drawn is what is in the data, and nothing more is read."""
+"""Figures: what is drawn is what is in the data, and nothing more is read."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +15,11 @@ from matplotlib.text import Text
 
 import mbkg_xr as mx
 from mbkg_xr import plot, report
-from mbkg_xr.errors import DatasetError, ParameterError, StoreError
+from mbkg_xr.errors import DatasetError, ParameterError
 from mbkg_xr.plot import canvas, spectra
 
 REAL = Path(__file__).resolve().parents[1] / "../shared/data/real_slitlets"
 REAL_FILES = sorted(REAL.glob("*.fits"))
-NAMES = "index cloud master_2d model_choice residual_spectrum residuals selection subtraction"
 
 
 def chain(ds):
@@ -400,87 +398,6 @@ def test_thinning_is_even_and_does_not_follow_the_slitlets():
     # As many of each exposure, but for the ends.
     counts = np.unique(part.exposure, return_counts=True)[1]
     assert counts.size == 12 and np.ptp(counts) <= 2
-
-
-# --- the report -----------------------------------------------------------------------------------
-
-
-def write(run, folder, **options):
-    sets = run.sets
-    return report.write_report(
-        run.result, run.master, folder, nods=sets["nods"], heldout=sets["heldout"], **options
-    )
-
-
-def check_report(files, folder):
-    assert files[0] == folder / "index.html"
-    assert {f.stem for f in files} == set(NAMES.split())
-    assert all(f.parent == folder and f.stat().st_size > 3000 for f in files)
-    page = files[0].read_text(encoding="utf-8")
-    sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 7 and all(s.startswith("data:image/png;base64,") for s in sources)
-    rest = re.sub(r"base64,[^\"]*", "", page)
-    assert "http" not in rest and "//" not in rest and "<script" not in rest
-    for text in ("mad_sigma", "heldout", "nods", "bspline", "dof", "numpy", mx.__version__):
-        assert text in rest
-    return rest
-
-
-def test_report_is_complete_and_stands_alone(real, tmp_path):
-    folder = tmp_path / "new" / "report"
-    page = check_report(write(real, folder, name="a <name>"), folder)
-    assert "a &lt;name&gt;" in page and f"{int(real.master.n_used.sum()):,} of them used" in page
-    assert [p.name for p in folder.parent.iterdir()] == ["report"]
-
-
-def test_report_replaces_its_own_files_only(sim, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "index.html").write_text("old")
-    page = check_report(write(sim, tmp_path), tmp_path)
-    assert "prism-clear" in page
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert len(list(tmp_path.iterdir())) == 9
-
-
-def test_a_failure_leaves_nothing(sim, tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError("a product went missing")
-
-    monkeypatch.setattr(report, "plot_cloud", fail)
-    with pytest.raises(OSError, match="went missing") as caught:
-        write(sim, tmp_path / "report")
-    assert not isinstance(caught.value, StoreError)  # the directory is not to blame
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unusable_directory_is_found_before_the_work(sim, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(report, "compare", None)
-    for folder in (tmp_path / "file", tmp_path / "file" / "report"):
-        with pytest.raises(StoreError, match="cannot be written"):
-            write(sim, folder)
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-def test_report_with_the_master_alone(sim, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "_DPI", 20)
-    table = mx.compare(sim.result)
-    files = report.write_report(sim.result, sim.master, tmp_path, table=table)
-    assert "prism-clear" in files[0].read_text(encoding="utf-8")
-
-
-def test_typical_slit(sim):
-    slit = report.typical_slit(sim.ds)
-    assert not sim.ds.is_background.values[slit]
-    count = sim.ds.selected.sum(("y", "x")).values
-    science = count[~sim.ds.is_background.values]
-    assert abs(count[slit] - np.median(science)) == np.abs(science - np.median(science)).min()
-    empty = sim.ds.isel(slit=sim.ds.is_background.values)
-    assert 0 <= report.typical_slit(empty) < empty.sizes["slit"]
-    with pytest.raises(DatasetError, match="no pixels are marked"):
-        report.typical_slit(sim.ds.drop_vars("selected"))
-    with pytest.raises(DatasetError, match="no pixel is selected"):
-        report.typical_slit(sim.ds.assign(selected=sim.ds.selected & False))
 
 
 def test_figures_do_not_depend_on_the_scheduler(sim):

@@ -14,6 +14,7 @@ from .compare import compare_command
 from .demo import demo
 from .info import info_command
 from .ingest import ingest_command
+from .report import report_command
 from .run import run_command
 from .simulate import simulate
 from .verify import verify_command
@@ -55,6 +56,7 @@ for command in (
     ingest_command,
     verify_command,
     compare_command,
+    report_command,
     simulate,
     demo,
 ):

@@ -9,7 +9,6 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
-from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -17,7 +16,17 @@ from numpy.typing import NDArray
 from ..errors import DatasetError, ParameterError
 from .canvas import CMAP, COLOURS, DIVERGING, SKY, axes_of, colourbar, legend_above
 
-__all__ = ["msa_table", "plot_msa", "plot_slit_ranking"]
+__all__ = [
+    "LABELS",
+    "NEUTRAL",
+    "QUADRANT",
+    "colour_limits",
+    "is_placed",
+    "msa_table",
+    "plot_msa",
+    "plot_slit_ranking",
+    "quadrant_corner",
+]
 
 #: Shutters of a quadrant along dispersion (rows) and across (columns).
 QUADRANT = (365, 171)
@@ -70,10 +79,18 @@ def plot_msa(
     >>> plot_msa(scores).axes.get_xlabel()
     'shutter row (along dispersion)'
     """
-    table = msa_table(scores, value)
+    table = msa_table(scores, value).rename(columns={value: "value"})
+    total = scores.sizes["slit"]
+    table = table[np.isfinite(table["value"])]
+    if table.empty:
+        raise DatasetError(
+            "no slit with a place on the MSA has this value", expected=f"some {value}"
+        )
     ax = axes_of(ax, (7.1, 5.4))
     _draw_quadrants(ax)
-    style, label = _colours(table["value"].to_numpy(), value), _label(scores, value)
+    low, high = colour_limits(table["value"].to_numpy(), value)
+    cmap, label = DIVERGING if value in NEUTRAL else CMAP, _label(scores, value)
+    style: dict[str, Any] = {"cmap": cmap, "vmin": low, "vmax": high}
     marks, handles = [], []
     for sky, marker, text in ((True, "o", "no source"), (False, "s", "with a source")):
         part = table[table["sky"] == sky]
@@ -85,52 +102,52 @@ def plot_msa(
         grey: dict[str, Any] = {"ls": "", "marker": marker, "mfc": "0.8", "mec": "0.25", "ms": 5}
         handles.append(Line2D([], [], label=f"{text}: {len(part)}", **grey))
     title = f"{len(table)} slitlets, medians of their exposures"
-    if table.attrs["unplaced"]:
-        title += f"; slits without a place or value: {table.attrs['unplaced']}"
+    if lost := total - int(table["slits"].map(len).sum()):
+        title += f"; slits without a place or value: {lost}"
     legend_above(ax, handles, title, columns=2)
     colourbar(marks[0], ax, label, extend="both")
     return marks[0]
 
 
-def msa_table(scores: xr.Dataset, value: str) -> pd.DataFrame:
-    """A row a slitlet: its place in the figure, and the median of a value over its exposures."""
-    values = _by_slit(scores, value)
+def is_placed(scores: xr.Dataset) -> NDArray[np.bool_]:
+    """Which slits are known to lie somewhere on the MSA."""
+    quadrant, row, column = (
+        scores[k].values for k in ("quadrant", "shutter_row", "shutter_column")
+    )
+    return (quadrant >= 1) & (quadrant <= 4) & (row > 0) & (column > 0)
+
+
+def msa_table(scores: xr.Dataset, *values: str) -> pd.DataFrame:
+    """A row a slitlet: its place in the figure, its slits, and medians over these."""
     names = ["visit", "quadrant", "shutter_row", "shutter_column", "slitlet", "n_shutters"]
     table = pd.DataFrame({name: scores[name].values for name in names})
-    table["sky"], table["value"] = scores["is_background"].values, values
-    table["slit"] = np.arange(len(table))
-    placed = (
-        table["quadrant"].between(1, 4)
-        & (table["shutter_row"] > 0)
-        & (table["shutter_column"] > 0)
-        & np.isfinite(values)
-    )
+    table["sky"], table["slits"] = scores["is_background"].values, np.arange(len(table))
+    table = table.assign(**{value: _by_slit(scores, value) for value in values})
+    placed = is_placed(scores)
     if not placed.any():
         raise DatasetError(
-            "no slit has a place on the MSA and a value",
+            "no slit has a place on the MSA",
             expected="coordinates quadrant, shutter_row, shutter_column, as of an MSA metafile",
             found=f"{len(table)} slits without",
         )
-    grouped = table[placed].groupby(names, as_index=False)
-    out = grouped.agg(
-        sky=("sky", "first"),
-        value=("value", "median"),
-        exposures=("value", "size"),
-        slit=("slit", "first"),
-    )
+    how: dict[str, Any] = {"sky": "first", "slits": np.array, **dict.fromkeys(values, "median")}
+    out = table[placed].groupby(names, as_index=False).agg(how)
     x, y = msa_place(*(out[n].to_numpy() for n in ("quadrant", "shutter_row", "shutter_column")))
-    out["x"], out["y"] = x, y
-    out.attrs["unplaced"] = int((~placed).sum())
-    return out
+    return out.assign(x=x, y=y)
 
 
 def msa_place(quadrant: NDArray, row: NDArray, column: NDArray) -> tuple[NDArray, NDArray]:
     """Place in the figure, in shutters from the lower left corner."""
-    left = np.array([_LEFT[int(q)] for q in quadrant])
-    top = np.array([_TOP[int(q)] for q in quadrant])
-    x = left * (QUADRANT[0] + _GAP[0]) + QUADRANT[0] - row
-    y = top * (QUADRANT[1] + _GAP[1]) + QUADRANT[1] - column
-    return x, y
+    corner = np.array([quadrant_corner(int(q)) for q in quadrant]).reshape(-1, 2)
+    return corner[:, 0] + QUADRANT[0] - row, corner[:, 1] + QUADRANT[1] - column
+
+
+def quadrant_corner(quadrant: int) -> tuple[int, int]:
+    """Lower left corner of a quadrant in the figure."""
+    return (
+        _LEFT[quadrant] * (QUADRANT[0] + _GAP[0]),
+        _TOP[quadrant] * (QUADRANT[1] + _GAP[1]),
+    )
 
 
 def _draw_quadrants(ax: Axes) -> None:
@@ -138,7 +155,7 @@ def _draw_quadrants(ax: Axes) -> None:
     rows, columns = (1, 100, 200, 300), (1, 50, 100, 150)
     ticks: tuple[dict[float, str], dict[float, str]] = ({}, {})
     for q in (1, 2, 3, 4):
-        x0, y0 = _LEFT[q] * (width + _GAP[0]), _TOP[q] * (height + _GAP[1])
+        x0, y0 = quadrant_corner(q)
         frame = Rectangle((x0, y0), width, height, fc="0.97", ec="0.4", lw=0.8, zorder=0)
         ax.add_patch(frame)
         for row in rows:
@@ -160,13 +177,14 @@ def _draw_quadrants(ax: Axes) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _colours(values: NDArray, value: str) -> dict[str, Any]:
-    low, high = np.percentile(values, [2, 98])
+def colour_limits(values: NDArray, value: str) -> tuple[float, float]:
+    """What the colours reach to: what is right lies in the middle, where that is known."""
+    low, high = (float(v) for v in np.percentile(values, [2, 98])) if values.size else (0.0, 1.0)
     if value in NEUTRAL:
         middle = NEUTRAL[value]
         half = max(abs(low - middle), abs(high - middle), _LEAST[value])
-        return {"cmap": DIVERGING, "norm": TwoSlopeNorm(middle, middle - half, middle + half)}
-    return {"cmap": CMAP, "norm": Normalize(low, high if high > low else low + 1)}
+        return middle - half, middle + half
+    return low, high if high > low else low + 1
 
 
 def _by_slit(scores: xr.Dataset, value: str) -> NDArray[np.float64]:
@@ -179,7 +197,8 @@ def _by_slit(scores: xr.Dataset, value: str) -> NDArray[np.float64]:
     return scores[value].values.astype(float)
 
 
-_SHORT = {
+#: What figures call the values of `score_slits`.
+LABELS = {
     "excess": "median residual (% of the sky)",
     "median": "median residual (units of its error)",
     "stack": "stacked residual (1: noise alone)",
@@ -190,8 +209,8 @@ _SHORT = {
 
 
 def _label(scores: xr.Dataset, value: str) -> str:
-    if value in _SHORT:
-        return _SHORT[value]
+    if value in LABELS:
+        return LABELS[value]
     attrs = scores[value].attrs
     name, units = attrs.get("long_name", value), attrs.get("units", "1")
     return str(name) if units in ("1", "") else f"{name} ({units})"

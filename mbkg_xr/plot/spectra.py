@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from .canvas import (
     units_of,
 )
 
-__all__ = ["plot_cloud", "plot_master_image"]
+__all__ = ["CloudPixels", "cloud_pixels", "plot_cloud", "plot_master_image"]
 
 
 def plot_cloud(ds: xr.Dataset, master: xr.Dataset, *, ax: Axes | None = None) -> Artist:
@@ -72,11 +73,8 @@ def plot_cloud(ds: xr.Dataset, master: xr.Dataset, *, ax: Axes | None = None) ->
     need(ds, "selected", "select_background")
     ax = axes_of(ax, (7.1, 4.0))
     part, note = subset(ds)
-    wavelength, flux, z = _cloud(part, master)
-    limit = master.attrs["clip"] * float(master["pass_scatter"].values[-1])
-    clipped = np.abs(z) > limit
-    if master.attrs["model"] == "seed":
-        clipped |= flux <= 0  # has no logarithm
+    pixels = cloud_pixels(part, master)
+    wavelength, flux, clipped = pixels.wavelength, pixels.flux, pixels.clipped
     grid = master_grid(master)
     at = (grid.edges[:-1, None] + grid.widths[:, None] * master["node"].values).ravel()
     sky, error = evaluate(master, at, mean=True), master["sky_error"].values.ravel()
@@ -104,7 +102,9 @@ def plot_cloud(ds: xr.Dataset, master: xr.Dataset, *, ax: Axes | None = None) ->
         handle = artist = ax.scatter(x, y, s=size, color="0.55", linewidths=0, label=label)
     artist.set_rasterized(True)
     n, used = (int(master[k].sum()) for k in ("n_selected", "n_used"))
-    label = f"beyond {limit:.1f} σ: {clipped.sum():,} (the fit left out {n - used:,} of {n:,})"
+    label = (
+        f"beyond {pixels.limit:.1f} σ: {clipped.sum():,} (the fit left out {n - used:,} of {n:,})"
+    )
     style = {"color": BAD, "ms": 4, "mew": 1, "clip_on": False, "label": label}
     handles = [handle, *ax.plot(wavelength[clipped], shown[clipped], "x", **style)]
     handles += ax.plot(at, sky, color=SKY, lw=1.2, label=f"master: {_model(master)}")
@@ -124,8 +124,21 @@ def plot_cloud(ds: xr.Dataset, master: xr.Dataset, *, ax: Axes | None = None) ->
     return artist
 
 
-def _cloud(part: xr.Dataset, master: xr.Dataset) -> tuple[NDArray, NDArray, NDArray]:
-    """Wavelength, sky at the master's scale and normalised residual of the selected pixels."""
+@dataclass(frozen=True)
+class CloudPixels:
+    """Selected pixels: wavelength, sky at the master's scale, index of the slit, and whether they
+    lie further from the master than the limit, in units of the noise the fit weighs with.
+    """
+
+    wavelength: NDArray[np.float64]
+    flux: NDArray[np.float64]
+    slit: NDArray[np.int64]
+    clipped: NDArray[np.bool_]
+    limit: float
+
+
+def cloud_pixels(part: xr.Dataset, master: xr.Dataset) -> CloudPixels:
+    """The selected pixels of some slits as the fit saw them. Computes."""
     names = ["flux", "error", "selected", "wavelength", "background", "background_error"]
     names += ["var_rnoise", "var_poisson", "response"]
     columns = {n: part[n].variable for n in names if n in part.variables}
@@ -152,7 +165,12 @@ def _cloud(part: xr.Dataset, master: xr.Dataset) -> tuple[NDArray, NDArray, NDAr
     z[~used_pixels(part, master)[keep]] = np.inf
     # Pixels past the fitted range have no master to be far from.
     known = np.isfinite(shown) & ~np.isnan(z)
-    return value["wavelength"][known], shown[known], z[known]
+    limit = master.attrs["clip"] * float(master["pass_scatter"].values[-1])
+    clipped = np.abs(z) > limit
+    if master.attrs["model"] == "seed":
+        clipped |= shown <= 0  # has no logarithm
+    slit = np.nonzero(keep)[0]
+    return CloudPixels(value["wavelength"][known], shown[known], slit[known], clipped[known], limit)
 
 
 def _model(master: xr.Dataset) -> str:
