@@ -35,6 +35,7 @@ from .slit_moments import merge_moments, moments, subtract_moments
 from .slit_scores import score_slits
 from .spans import SpanGrid
 from .subtract import subtract, subtract_nods
+from .summarize import summarize
 from .user_background import write_user_background
 from .verify import verify
 
@@ -78,6 +79,7 @@ __all__ = [
     "subtract",
     "subtract_moments",
     "subtract_nods",
+    "summarize",
     "verify",
     "write_fits",
     "write_report",

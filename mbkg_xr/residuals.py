@@ -87,7 +87,7 @@ def sky_centres(ds: xr.Dataset) -> xr.DataArray:
     Parameters
     ----------
     ds
-        From `residuals`.
+        From `residuals`; or slits that hold their sky, of which no background is asked.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def sky_centres(ds: xr.Dataset) -> xr.DataArray:
         ds["flux"],
         ds["yrel"].data,
         ds["quality"].data,
-        ds["residual"].data,
+        ds["residual" if "residual" in ds else "flux"].data,
         occupied_shutters(ds),
         known,
         count,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .histograms import histogram_quantiles
 
-__all__ = ["STATISTICS", "Sums"]
+__all__ = ["STACK_CLIP", "STATISTICS", "Z_EDGES", "Sums", "mad_sigma"]
 
 #: The columns of `compare`, in order.
 STATISTICS = (
@@ -27,9 +27,9 @@ STATISTICS = (
     "stack_nod",
 )
 
-_Z_EDGES = np.linspace(-40, 40, 16001)
+Z_EDGES = np.linspace(-40, 40, 16001)
 _GAIN_EDGES = np.linspace(0.995, 4.0, 6011)
-_STACK_CLIP = 5.0
+STACK_CLIP = 5.0
 
 
 @dataclass
@@ -52,14 +52,14 @@ class Sums:
     ) -> Sums:
         z = z.astype(np.float64)
         # Far outliers would turn sums of cubes into noise; std and skew are of |z| < 40.
-        near = z[np.abs(z) < _Z_EDGES[-1]]
+        near = z[np.abs(z) < Z_EDGES[-1]]
         # A stack asks whether the sky was right: one cosmic ray must not answer.
-        kept = np.abs(z) <= _STACK_CLIP
+        kept = np.abs(z) <= STACK_CLIP
         b, size = bins[kept], shape[0] * shape[1]
         stacks = [np.bincount(b, minlength=size), np.bincount(b, z[kept], size)]
         return cls(
             np.array([near.size, near.sum(), (near**2).sum(), (near**3).sum()]),
-            _counts(z, _Z_EDGES),
+            _counts(z, Z_EDGES),
             _counts(gain, _GAIN_EDGES),
             np.array([(z > 0).sum(), (z < 0).sum(), (np.abs(z) > 3).sum(), (np.abs(z) > 5).sum()]),
             np.array(stacks, dtype=np.float64).reshape(2, *shape),
@@ -70,7 +70,7 @@ class Sums:
         n = int(self.histogram.sum())
         if n == 0:
             return dict.fromkeys(STATISTICS, float("nan")) | {"n": 0}
-        middle = histogram_quantiles(self.histogram[None], _Z_EDGES, (0.5,))[0, 0]
+        middle = histogram_quantiles(self.histogram[None], Z_EDGES, (0.5,))[0, 0]
         m, s1, s2, s3 = self.powers
         mean, var = s1 / m, s2 / m - (s1 / m) ** 2
         third = s3 / m - 3 * mean * s2 / m + 2 * mean**3
@@ -80,7 +80,7 @@ class Sums:
             "n": n,
             "median": float(middle),
             "std": float(np.sqrt(var)),
-            "mad_sigma": float(_mad_sigma(self.histogram, middle)),
+            "mad_sigma": mad_sigma(self.histogram, float(middle), Z_EDGES),
             "skew": float(third / var**1.5) if var > 0 else float("nan"),
             "frac_3sigma": three,
             "frac_5sigma": five,
@@ -103,10 +103,20 @@ def _counts(values: NDArray, edges: NDArray) -> NDArray[np.int64]:
     return np.concatenate([[np.sum(values < edges[0])], inner, [np.sum(values > edges[-1])]])
 
 
-def _mad_sigma(histogram: NDArray, median: float) -> float:
-    """1.4826 times the median distance from the median, from the histogram's bins."""
-    outer = np.concatenate([_Z_EDGES[:1], 0.5 * (_Z_EDGES[1:] + _Z_EDGES[:-1]), _Z_EDGES[-1:]])
+def mad_sigma(histogram: NDArray, median: float, edges: NDArray) -> float:
+    """1.4826 times the median distance from the median, from a histogram's bins.
+
+    Parameters
+    ----------
+    histogram
+        ``(len(edges) + 1,)`` counts, with underflow first and overflow last.
+    median
+        As from `histogram_quantiles`.
+    edges
+        Bin edges.
+    """
+    outer = np.concatenate([edges[:1], 0.5 * (edges[1:] + edges[:-1]), edges[-1:]])
     distance = np.abs(outer - median)
     order = np.argsort(distance, kind="stable")
     cumulative = np.cumsum(histogram[order])
-    return 1.4826 * np.interp(0.5 * cumulative[-1], cumulative, distance[order])
+    return float(1.4826 * np.interp(0.5 * cumulative[-1], cumulative, distance[order]))

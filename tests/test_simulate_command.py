@@ -84,6 +84,15 @@ def test_coordinates_agree(opened, truth, form, name):
     np.testing.assert_array_equal(opened[form][name].values, truth[name].values)
 
 
+def test_results_hold_the_ranges_of_slits(ran):
+    for tree, _ in ran.values():
+        ds = tree["prism-clear"].to_dataset()
+        for name in ("wavelength", "yrel"):
+            values = ds[name].values
+            np.testing.assert_array_equal(ds[f"{name}_min"], np.nanmin(values, axis=(1, 2)))
+            np.testing.assert_array_equal(ds[f"{name}_max"], np.nanmax(values, axis=(1, 2)))
+
+
 def test_sky_slits_are_known(opened):
     for ds in opened.values():
         named = np.char.find(ds.source_name.values.astype(str), "BKG") >= 0

@@ -14,6 +14,7 @@ from .compare import compare_command
 from .demo import demo
 from .info import info_command
 from .ingest import ingest_command
+from .query import query_command
 from .report import report_command
 from .run import run_command
 from .simulate import simulate
@@ -56,6 +57,7 @@ for command in (
     ingest_command,
     verify_command,
     compare_command,
+    query_command,
     report_command,
     simulate,
     demo,

@@ -10,11 +10,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
-from ..errors import StoreError
+from ..errors import ParameterError, StoreError
 
-__all__ = ["write_csv", "write_parquet"]
+__all__ = ["kind_of_table", "write_csv", "write_frame", "write_parquet"]
+
+
+def kind_of_table(path: str | os.PathLike) -> str:
+    """``"csv"`` or ``"parquet"``, by a file's name.
+
+    Raises
+    ------
+    ParameterError
+        Where it is neither.
+    """
+    kind = Path(path).suffix.lower().lstrip(".")
+    if kind not in ("csv", "parquet"):
+        raise ParameterError(
+            "unknown kind of table", where=str(path), expected="a name in .csv or .parquet",
+            found=kind or "no ending",
+        )  # fmt: skip
+    return kind
+
+
+def write_frame(frame: pd.DataFrame, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+    """Write a table as CSV or Parquet, by the file's name; as `write_csv`."""
+    kind = kind_of_table(path)
+    if kind == "parquet":
+        _pyarrow()
+    with _appearing(path, overwrite) as part:
+        if kind == "csv":
+            frame.to_csv(part, index=False)
+        else:
+            frame.to_parquet(part, index=False)
 
 
 @contextmanager
