@@ -235,7 +235,7 @@ def _print(
     name: str, table: xr.Dataset, frame: pd.DataFrame, stat: Sequence[str], rows: int
 ) -> None:
     left = len(frame) - rows
-    caption = f"{table.attrs['of']} of pixels with {table.attrs['pixels']}"
+    caption = f"{table.attrs['of']} of pixels: {table.attrs['pixels']}"
     caption += f"; {left} more rows (--rows)" if left > 0 else ""
     out = Table(title=name)
     labels, chosen = _labels(frame), _chosen(frame, stat or _SHOWN)
