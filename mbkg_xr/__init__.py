@@ -20,6 +20,7 @@ from .master import evaluate, sample_master
 from .models import BSpline, LogPolynomial, Template
 from .moment_scores import score_moments
 from .outliers import flag_outliers
+from .parts import master_part
 from .points import Points
 from .project import master_image, project_master
 from .query import query
@@ -58,6 +59,7 @@ __all__ = [
     "info",
     "ingest",
     "master_image",
+    "master_part",
     "merge_moments",
     "moments",
     "open_program",

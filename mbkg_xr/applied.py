@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .errors import DatasetError
 from .moments import PassState
+from .parts import require_one_sky
 from .slit_terms import profile_table, ranks_in
 from .spans import SpanGrid
 from .terms import BIN_SPANS, N_SHUTTERS, Terms
@@ -191,6 +192,7 @@ def as_master_variables(moments: xr.Dataset) -> xr.Dataset:
 
 def require_applied(master: xr.Dataset) -> SpanGrid:
     """Refuse what is no master, or one that does not say how pixels were weighted."""
+    require_one_sky(master, "a set of moments")
     missing = [name for name in ("polynomial", *_STATE) if name not in master]
     if missing or "edge" not in master.coords:
         raise DatasetError(

@@ -108,6 +108,7 @@ def run_tree(
     median_window: int | None = 15,
     median_apply: bool = False,
     slits: str | Sequence[int] = "all",
+    by: str | Sequence[str] | None = None,
     leave_out: str = "slit",
     bad_slits: str = "raise",
     report: str | os.PathLike | None = None,
@@ -129,8 +130,8 @@ def run_tree(
         ``"bspline"``, ``"logpoly"``, ``"seed"``, or a model.
     yrel, exclude, median_window, median_apply, slits
         As for `select_background`.
-    leave_out, bad_slits
-        As for `fit_master`.
+    by, leave_out, bad_slits
+        As for `fit_master`. With `by` each part gets a section of the report.
     report
         A directory for figures and a page.
     fits
@@ -185,6 +186,7 @@ def run_tree(
             master = fit_master(
                 selected,
                 model=model,
+                by=by,
                 leave_out=leave_out,
                 bad_slits=bad_slits,
                 on_pass=_prefixed(say, name),

@@ -22,6 +22,7 @@ __all__ = [
     "check_model",
     "check_parameters",
     "check_slits",
+    "require_slits",
     "warn_of_passes",
     "warn_without_sky",
 ]
@@ -49,7 +50,14 @@ def check_model(model: Model | None) -> Model:
     return model
 
 
+def require_slits(ds: xr.Dataset) -> None:
+    """Refuse a dataset of no slits."""
+    if not ds.sizes["slit"]:
+        raise DatasetError("no slit to fit", expected="at least one slit", found="none")
+
+
 def check_parameters(ds: xr.Dataset, clip: float, max_passes: int, bad_slits: str) -> None:
+    require_slits(ds)
     refuse_subtracted(ds)
     if "selected" not in ds:
         raise DatasetError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import xarray as xr
@@ -17,10 +19,11 @@ from .checks import (
     warn_without_sky,
 )
 from .columns import kept, per_unit_sky
-from .errors import ParameterError
+from .errors import FitError, MbkgError, ParameterError, SelectionError
 from .groups import MOST_GROUPS, leave_out_groups
 from .master import build_master
 from .moment_fit import fit_moments
+from .parts import join_parts, split_slits
 from .passes import robust_passes
 from .scales import Scales
 from .schema import validate
@@ -36,7 +39,7 @@ def fit_master(
     ds: xr.Dataset,
     *,
     model: Model | None = None,
-    by: str | None = None,
+    by: str | Sequence[str] | None = None,
     scales: Scales | None = DEFAULT_SCALES,
     profile: bool = True,
     clip: float = 4.0,
@@ -63,8 +66,9 @@ def fit_master(
     model
         `BSpline` (default), `LogPolynomial` or `Template`.
     by
-        None: one master for all slits, the only choice so far. For one master a visit, fit each
-        visit's slits apart.
+        None: one master for all slits. A slit coordinate such as ``"visit"``, or several: one for
+        each of their values, with its own model, clipping and scales, all in one dataset with
+        the dimension ``part`` (see `master_part`). Each slit is then given its own part's sky.
     scales
         How slits may differ in throughput and colour (`Scales`); None: they are all alike.
     profile
@@ -117,31 +121,75 @@ def fit_master(
     'bspline'
     """
     model = check_model(model)
-    if by is not None:
-        raise ParameterError(
-            "one master a group is not available yet",
-            expected="by=None",
-            found=f"by={by!r}",
-            remedy=f"select the slits of each {by} and fit them apart",
-        )
+    say = on_pass or (lambda text: None)
     if is_moments(ds):
         _refuse_applied(scales=scales, profile=profile, clip=clip, max_passes=max_passes, grid=grid)
-        return fit_moments(ds, model, leave_out=leave_out, most=max_groups)
-    validate(ds)
-    check_parameters(ds, clip, max_passes, bad_slits)
-    grid = span_grid(ds) if grid is None else grid
-    return _fit_pixels(
-        kept(per_unit_sky(ds), memory),
-        grid,
-        model,
-        scales=scales,
-        profile=profile,
-        clip=clip,
-        max_passes=max_passes,
-        leave_out=leave_out,
-        most=max_groups,
-        bad_slits=bad_slits,
-        say=on_pass or (lambda text: None),
+        fit = partial(fit_moments, model=model, leave_out=leave_out, most=max_groups)
+    else:
+        validate(ds)
+        check_parameters(ds, clip, max_passes, bad_slits)
+        grid = span_grid(ds) if grid is None else grid
+        ds = kept(per_unit_sky(ds), memory)
+        fit = partial(
+            _fit_pixels,
+            grid=grid,
+            model=model,
+            scales=scales,
+            profile=profile,
+            clip=clip,
+            max_passes=max_passes,
+            leave_out=leave_out,
+            most=max_groups,
+            bad_slits=bad_slits,
+        )
+    if by is None:
+        return fit(ds, say=say)
+    return _fit_parts(ds, by, fit, skip=bad_slits == "skip", say=say)
+
+
+def _fit_parts(
+    ds: xr.Dataset,
+    by: str | Sequence[str],
+    fit: Callable[..., xr.Dataset],
+    *,
+    skip: bool,
+    say: Callable[[str], None],
+) -> xr.Dataset:
+    """One master for each value of a coordinate."""
+    values, rank, name = split_slits(ds, by)
+    masters, rows, kept_values = [], [], []
+    problem: MbkgError | None = None
+    for index, value in enumerate(values):
+        where = np.flatnonzero(rank == index)
+        try:
+            one = fit(ds.isel(slit=where), say=_prefixed(say, f"{name} {value}"))
+        except (SelectionError, FitError) as error:
+            problem = _in_part(error, f"{name} {value}")
+            if not skip:
+                raise problem from error
+            warnings.warn(f"left out: {problem}", stacklevel=3)
+            continue
+        masters.append(one)
+        rows.append(where)
+        kept_values.append(index)
+    if not masters and problem is not None:
+        raise problem
+    return join_parts(masters, values[kept_values], rows, name)
+
+
+def _prefixed(say: Callable[[str], None], name: str) -> Callable[[str], None]:
+    return lambda text: say(f"{name}: {text}")
+
+
+def _in_part(error: MbkgError, part: str) -> MbkgError:
+    """The same error, saying in which part it arose."""
+    where = f"{part}, {error.where}" if error.where else part
+    return type(error)(
+        error.cause,
+        where=where,
+        expected=error.expected,
+        found=error.found,
+        remedy=error.remedy,
     )
 
 
@@ -163,9 +211,9 @@ def _refuse_applied(**given: object) -> None:
 
 def _fit_pixels(
     ds: xr.Dataset,
+    *,
     grid: SpanGrid,
     model: Model,
-    *,
     scales: Scales | None,
     profile: bool,
     clip: float,

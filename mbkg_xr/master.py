@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from .differences import Differences
 from .errors import DatasetError, ParameterError
 from .models import ERROR_NODES, Fitted, pixel_mean
+from .parts import has_parts, master_part
 from .schema import SCHEMA_VERSION, SLIT_IDENTITY
 from .spans import SpanGrid
 from .terms import FIRST_SHUTTER, N_SHUTTERS
@@ -248,7 +249,10 @@ def identity(master: xr.Dataset) -> dict[str, Any]:
             digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
             digest.update(np.ascontiguousarray(values).tobytes())
     used = master["n_used"].values
-    chosen = master["candidate"].values[np.flatnonzero(master["score_chosen"].values)]
+    if has_parts(master):
+        chosen = [f"{master.sizes['part']} fits by {master.attrs['by']}"]
+    else:
+        chosen = master["candidate"].values[np.flatnonzero(master["score_chosen"].values)].tolist()
     return {
         "background_model": ", ".join([str(master.attrs["model"]), *map(str, chosen)]),
         "background_slits": int((used > 0).sum()),
@@ -273,7 +277,7 @@ def evaluate(master: xr.Dataset, wavelength: ArrayLike, *, mean: bool = False) -
     Returns
     -------
     numpy.ndarray
-        In the master's units; NaN outside the fitted range.
+        In the master's units; NaN outside the fitted range. Of a master with parts, one row each.
 
     Examples
     --------
@@ -287,11 +291,11 @@ def evaluate(master: xr.Dataset, wavelength: ArrayLike, *, mean: bool = False) -
     polynomial = master["polynomial"].values
     if mean:
         polynomial = pixel_mean(polynomial)
-    polynomial = np.where(master["constrained"].values[:, None], polynomial, np.nan)
+    polynomial = np.where(master["constrained"].values[..., None], polynomial, np.nan)
     u = grid.pixel_coordinate(wavelength)
     n = np.clip(np.nan_to_num(u).astype(int), 0, grid.size - 1)
     t = u - n
-    c = polynomial[n]
+    c = polynomial[..., n, :]
     return ((c[..., 3] * t + c[..., 2]) * t + c[..., 1]) * t + c[..., 0]
 
 
@@ -315,7 +319,7 @@ def sample_master(master: xr.Dataset, *, tolerance: float = 1e-3) -> xr.Dataset:
     xarray.Dataset
         ``sky(wavelength)`` and its standard error ``sky_error(wavelength)``, over the fitted
         range, with ``attrs["steps_per_pixel"]`` and ``attrs["sampling_loss"]`` (the largest loss
-        reached, a fraction of the local sky).
+        reached, a fraction of the local sky). Of a master with parts, both by ``part``, too.
 
     Raises
     ------
@@ -334,9 +338,23 @@ def sample_master(master: xr.Dataset, *, tolerance: float = 1e-3) -> xr.Dataset:
         raise ParameterError(
             "unusable tolerance", expected="a number between 0 and 1", found=tolerance
         )
-    grid = master_grid(master)
-    spans = np.flatnonzero(master["constrained"].values)
-    c = master["polynomial"].values[spans]
+    if not has_parts(master):
+        worst = _worst_loss(master)
+        return _sampled(master, worst, _steps(worst, tolerance))
+    parts = [master_part(master, value) for value in master["part"].values]
+    worst = max(map(_worst_loss, parts))
+    each = [_sampled(part, worst, _steps(worst, tolerance)) for part in parts]
+    part = master["part"].variable
+    return xr.concat(each, "part", join="outer").assign_coords(part=part)
+
+
+def _steps(worst: float, tolerance: float) -> int:
+    return max(2, int(np.ceil(np.sqrt(worst / tolerance))))
+
+
+def _worst_loss(master: xr.Dataset) -> float:
+    """Largest loss by linear interpolation over steps of a whole span."""
+    c = master["polynomial"].values[master["constrained"].values]
     # A cubic's derivatives are close to largest at an end of the span, or in its middle.
     at = np.array([0.0, 0.5, 1.0])
     slope = np.abs(c[:, 1:2] + 2 * c[:, 2:3] * at + 3 * c[:, 3:4] * at**2).max(axis=1)
@@ -345,8 +363,13 @@ def sample_master(master: xr.Dataset, *, tolerance: float = 1e-3) -> xr.Dataset:
     # Where the sky itself is next to nothing a fraction of it says nothing: count the loss there
     # against a hundredth of the typical sky.
     level = np.maximum(level, 0.01 * np.median(level))
-    worst = float((np.maximum(curvature, slope) / level).max()) / 8
-    steps = max(2, int(np.ceil(np.sqrt(worst / tolerance))))
+    return float((np.maximum(curvature, slope) / level).max()) / 8
+
+
+def _sampled(master: xr.Dataset, worst: float, steps: int) -> xr.Dataset:
+    grid = master_grid(master)
+    spans = np.flatnonzero(master["constrained"].values)
+    c = master["polynomial"].values[spans]
     t = np.arange(steps) / steps
     wavelength = (grid.edges[spans, None] + grid.widths[spans, None] * t).ravel()
     sky = (c @ np.vander(t, 4, increasing=True).T).ravel()

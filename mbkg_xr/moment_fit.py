@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .applied import APPLIED_ATTRS, as_master_variables
 from .blocks import reduce_blocks
-from .checks import Model, warn_without_sky
+from .checks import Model, require_slits, warn_without_sky
 from .differences import Differences
 from .errors import FitError, ParameterError
 from .groups import leave_out_groups
@@ -71,7 +71,9 @@ def problem_of(ds: xr.Dataset, moments: Array) -> Problem:
     )
 
 
-def fit_moments(ds: xr.Dataset, model: Model, *, leave_out: str, most: int) -> xr.Dataset:
+def fit_moments(
+    ds: xr.Dataset, *, model: Model, leave_out: str, most: int, say: Callable[[str], None]
+) -> xr.Dataset:
     """The master of moments (see `fit_master`). Computes."""
     if model.log_data != (ds.attrs["data"] == "ln flux"):
         raise ParameterError(
@@ -80,6 +82,8 @@ def fit_moments(ds: xr.Dataset, model: Model, *, leave_out: str, most: int) -> x
             found=f"moments of {ds.attrs['data']}",
             remedy="make them with a master of the same kind of model",
         )
+    require_slits(ds)
+    say("moments")
     groups, names = leave_out_groups(ds, leave_out, most)
     sums = group_sums(ds, groups, len(names))
     problem = problem_of(ds, sums.moments)

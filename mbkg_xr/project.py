@@ -6,6 +6,8 @@ area-overlap rebin (`rebin2d`) of the two-dimensional master, constant along the
 
 from __future__ import annotations
 
+from functools import partial
+
 import numba
 import numpy as np
 import xarray as xr
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from .blocks import map_slits
 from .errors import DatasetError, ParameterError
 from .master import error_at, master_grid, sample_master
+from .parts import has_parts, over_parts, require_one_sky
 from .rebin import pixel_corners, rebin2d
 from .schema import PIXEL_DIMS, SLIT_IDENTITY, validate
 from .slit_terms import SlitTerms, ranks_in, slit_terms
@@ -57,6 +60,7 @@ def master_image(
     >>> image.sky.dims, image.sizes["yrel"]
     (('yrel', 'wavelength'), 6)
     """
+    require_one_sky(master, "an image")
     low, high = map(float, yrel)
     if not (low < high and 0 < step <= high - low):
         raise ParameterError(
@@ -102,7 +106,8 @@ def project_master(
     ds
         A slit dataset.
     master
-        From `fit_master`, in the same units and configuration.
+        From `fit_master`, in the same units and configuration. Of a master with parts each slit
+        gets its own part's; slits of a part that was not fitted get NaN, with a warning.
     method
         ``"exact"``: mean over the pixel's wavelength range, from the antiderivative (pixel edges
         by cubic interpolation between the centres). ``"rebin2d"``: area-overlap rebin of
@@ -149,6 +154,9 @@ def project_master(
         raise ParameterError(
             "unknown method of projection", expected="'exact' or 'rebin2d'", found=method
         )
+    if has_parts(master):
+        project = partial(project_master, method=method, heldout=heldout)
+        return over_parts(ds, master, project, need="heldout_polynomial" if heldout else None)
     polynomials, errors, inside, which = _masters(ds, master, heldout)
     applied = slit_terms(ds, master, heldout=heldout)
     of_slit = np.arange(ds.sizes["slit"])

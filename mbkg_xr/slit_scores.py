@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .blocks import reduce_blocks
 from .errors import DatasetError, ParameterError
+from .parts import has_parts, over_parts
 from .residuals import sky_centres
 from .slit_terms import slit_terms
 from .spans import SpanGrid, span_grid
@@ -108,7 +109,12 @@ def score_slits(
         k: result.attrs[k] for k in ("configuration", "background_method") if k in result.attrs
     }
     out = xr.Dataset(data, coords, attrs)
-    return out if master is None else out.assign(_scales(result, master))
+    if master is None:
+        return out
+    if has_parts(master):
+        scales = over_parts(result, master, lambda one, own: xr.Dataset(_scales(one, own)))
+        return out.assign(scales.data_vars)
+    return out.assign(_scales(result, master))
 
 
 def _together(a: list, b: list) -> list:

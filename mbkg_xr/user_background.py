@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .errors import ParameterError, StoreError
 from .master import evaluate, identity, sample_master
+from .parts import require_one_sky
 
 __all__ = ["write_user_background"]
 
@@ -102,6 +103,7 @@ def write_user_background(
 
 
 def _table(master: xr.Dataset, tolerance: float, dtype: np.dtype) -> NDArray:
+    require_one_sky(master, "a user background")
     fine = sample_master(master, tolerance=tolerance)
     unit = u.Unit(master.attrs["units"], parse_strict="silent")
     if not unit.is_equivalent("MJy/sr"):

@@ -71,6 +71,10 @@ class _Window(click.ParamType):
     "--leave-out", default="slit", show_default=True,
     help="What is left out for the held-out score: slit, nod, exposure, slitlet ...",
 )  # fmt: skip
+@click.option(
+    "--by",
+    help="One master for each value of a slit coordinate, such as visit; several with commas.",
+)
 @click.option("--skip-bad-slits", is_flag=True, help="Go on without slits that are all bad.")
 @nips_layout_option
 @sky_options
@@ -89,6 +93,7 @@ def run_command(
     median_apply: bool,
     slits: str,
     leave_out: str,
+    by: str | None,
     skip_bad_slits: bool,
     as_json: bool,
     overwrite: bool,
@@ -108,6 +113,7 @@ def run_command(
             median_apply=median_apply,
             slits=_slits(slits),
             leave_out=leave_out,
+            by=None if by is None else by.split(","),
             bad_slits="skip" if skip_bad_slits else "raise",
             report=report,
             fits=fits,

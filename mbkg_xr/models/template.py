@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import CubicSpline
 
 from ..errors import FitError, ParameterError
+from ..parts import require_one_sky
 from ..spans import SpanGrid
 from .basis import ERROR_NODES, PIXEL_MEAN, Basis, Fitted, Problem, no_solution, too_few_pixels
 from .bspline import FINE, BSpline, spline_basis
@@ -92,6 +93,7 @@ class Template(OnOffer):
     def __post_init__(self) -> None:
         check_choice(self._spacings, self._penalties + self._strengths, self.criterion)
         if isinstance(self.spectrum, xr.Dataset):
+            require_one_sky(self.spectrum, "a template")
             if "polynomial" not in self.spectrum or "edge" not in self.spectrum.coords:
                 raise ParameterError(
                     "the template is not a master",

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dask
+import numpy as np
 import pandas as pd
 import xarray as xr
 
 from ..errors import ParameterError, StoreError
 from ..methods import other_methods, stored_results
+from ..parts import has_parts, master_part, part_index
 from ..residuals import compare
 from ..slit_scores import score_slits
 from ..subtract import before_subtraction
@@ -135,6 +137,7 @@ def write_pages(
 ) -> list[Path]:
     """One report of several configurations, by name; as `write_report`. Computes."""
     say = on_step or (lambda text: None)
+    sections = {k: part for n, s in sections.items() for k, part in _by_part(n, s).items()}
     folder = Path(path).resolve()
     _write({}, folder)  # to learn of an unusable directory before the work, not after it
     parts: list[str] = []
@@ -147,6 +150,24 @@ def write_pages(
         parts.append(part)
     page = page_of(list(sections), parts)
     return _write({"index.html": page.encode()} | files, folder)
+
+
+def _by_part(name: str, section: Section) -> dict[str, Section]:
+    """A section for each part of a master that has parts."""
+    master = section.master
+    if not has_parts(master):
+        return {name: section}
+    which = part_index(section.result, master)
+    out = {}
+    for index, value in enumerate(master["part"].values.tolist()):
+        rows = np.flatnonzero(which == index)
+        if rows.size:
+            given = (section.result, section.nods, section.heldout)
+            result, nods, heldout = (None if d is None else d.isel(slit=rows) for d in given)
+            title = f"{name}-{master.attrs['by']}-{value}".replace("/", "-").replace(",", "-")
+            assert result is not None
+            out[title] = Section(result, master_part(master, value), nods, heldout)
+    return out
 
 
 def _section(name: str, section: Section) -> tuple[str, Sequence[Drawn]]:
