@@ -10,6 +10,8 @@ Examples
 >>> table = mx.compare(res, mx.residuals(mx.subtract_nods(ds)))
 """
 
+from .bad_pixels import find_bad_pixels, flag_pixels
+from .contaminants import find_contaminants, without_contaminants
 from .errors import MbkgError
 from .fit import fit_master
 from .info import info
@@ -54,8 +56,11 @@ __all__ = [
     "Template",
     "compare",
     "evaluate",
+    "find_bad_pixels",
+    "find_contaminants",
     "fit_master",
     "flag_outliers",
+    "flag_pixels",
     "info",
     "ingest",
     "master_image",
@@ -83,6 +88,7 @@ __all__ = [
     "subtract_nods",
     "summarize",
     "verify",
+    "without_contaminants",
     "write_fits",
     "write_report",
     "write_user_background",

@@ -18,6 +18,7 @@ from .query import query_command
 from .report import report_command
 from .run import run_command
 from .simulate import simulate
+from .slits import slits_command
 from .verify import verify_command
 
 __all__ = ["main"]
@@ -58,6 +59,7 @@ for command in (
     verify_command,
     compare_command,
     query_command,
+    slits_command,
     report_command,
     simulate,
     demo,

@@ -61,8 +61,9 @@ OUTPUT = {
     **dict.fromkeys(("response", "true_background", "true_sky"), np.float32),
     "quality": np.uint32,
     "outlier": np.bool_,
+    "hot": np.bool_,
 }
-_OUTSIDE = {"quality": JWST_FLAGS["DO_NOT_USE"], "outlier": False}
+_OUTSIDE = {"quality": JWST_FLAGS["DO_NOT_USE"], "outlier": False, "hot": False}
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Settings:
     outlier_fraction: float
     flagged_fraction: float
     pixel_flat: float
+    hot_fraction: float
     leak: float
     barshadow_mismatch: float
 
@@ -167,6 +169,13 @@ def _make_slit(slit: np.void, settings: Settings) -> dict[str, np.ndarray]:
     background = light * sky * response + slit["pedestal"] * read
     signal = background + light * response * _sources(slit, settings, tables, wavelength, yrel)
 
+    hot = np.zeros(u.shape, bool)
+    if settings.hot_fraction:
+        uniform = pixel_hash(rows, columns, detector_key + 2)
+        hot = inside & (uniform < settings.hot_fraction)
+        usual = settings.error_scale * np.sqrt(read * read + photon * np.maximum(background, 0))
+        signal = signal + hot * usual * (6 + 10 * uniform / settings.hot_fraction)
+
     rng = slit_rng(settings.seed, 1, slit["exposure"], slit["detector"], slit["slitlet"])
     chance = rng.random((3, *u.shape), dtype=np.float32)
     fixed = pixel_hash(rows, columns, detector_key)
@@ -186,6 +195,7 @@ def _make_slit(slit: np.void, settings: Settings) -> dict[str, np.ndarray]:
 
     bad = inside & ((quality & JWST_FLAGS["DO_NOT_USE"]) != 0)
     outlier &= ~bad
+    hot &= ~bad
     flux[bad], error[bad] = wild_values(int(bad.sum()), rng)
     var_rnoise[bad] = var_poisson[bad] = var_flat[bad] = 0.0
     quality[~inside] = JWST_FLAGS["DO_NOT_USE"]
@@ -204,7 +214,7 @@ def _make_slit(slit: np.void, settings: Settings) -> dict[str, np.ndarray]:
     }
     for values in made.values():
         values[~inside] = np.nan
-    return {**made, "quality": quality, "outlier": outlier}
+    return {**made, "quality": quality, "outlier": outlier, "hot": hot}
 
 
 @lru_cache(maxsize=8)

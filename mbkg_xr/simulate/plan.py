@@ -39,6 +39,8 @@ class Observing:
     pedestal: float
     sky_drift: float
     contaminated_fraction: float
+    contaminant_brightness: float
+    contaminant_scatter: float
     calibration: str
     seed: int
 
@@ -224,7 +226,9 @@ def _slit_record(
         where = first[int(uniform[12] * len(first))] + nodded
         if shutters[0] <= where <= shutters[-1]:
             record["contaminant"] = where + 0.6 * (uniform[13] - 0.5)
-            record["contaminant_brightness"] = 0.05 * np.exp(0.8 * normal[10])
+            record["contaminant_brightness"] = observing.contaminant_brightness * np.exp(
+                observing.contaminant_scatter * normal[10]
+            )
     record["point"] = observing.calibration == "POINT" and not slitlet.is_background
     return record
 

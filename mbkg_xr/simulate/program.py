@@ -36,6 +36,7 @@ _TRUTH = {
     "true_background": "what a perfect subtraction removes from this pixel",
     "true_sky": "sky of this exposure, mean over the pixel, before any instrument",
     "outlier": "an outlier no flag tells of",
+    "hot": "a signal of the pixel's own, in every exposure",
 }
 
 
@@ -63,7 +64,10 @@ def simulate_program(
     outlier_fraction: float = 0.006,
     flagged_fraction: float = 0.05,
     error_scale: float = 1.2,
+    hot_fraction: float = 0.0,
     contaminated_fraction: float = 0.1,
+    contaminant_brightness: float = 0.05,
+    contaminant_scatter: float = 0.8,
     leak: float = 0.05,
     barshadow_mismatch: float = 0.5,
     calibration: str = "EXTENDED",
@@ -123,8 +127,14 @@ def simulate_program(
         Of pixels with an outlier no flag tells of, and with DO_NOT_USE and a wild value.
     error_scale
         True scatter over ``error``.
+    hot_fraction
+        Of detector pixels that hold a signal of their own in every exposure, 6 to 16 times the
+        usual noise under sky, which no flag tells of.
     contaminated_fraction
         Of slitlets with a faint second source in a shutter that counts as empty.
+    contaminant_brightness, contaminant_scatter
+        Median of the light of such sources, a shutter pitch, in units of the sky at 2 um, and the
+        standard deviation of its logarithm.
     leak
         Share of a source's light in wide wings, which reach the neighbouring shutters.
     barshadow_mismatch
@@ -144,8 +154,9 @@ def simulate_program(
         A slit dataset (``slit, y, x``) in MJy/sr, of dask arrays; nothing is computed. With the
         truth: ``true_background`` (what a perfect subtraction removes: sky times throughput,
         colour, flats and bar shadow left in, plus pedestal; MJy/sr), ``true_sky`` (the sky alone),
-        ``outlier`` (all ``slit, y, x``), ``true_scale`` (throughput), ``true_x_offset`` (columns
-        by which the grating wheel moved the visit's spectra) and ``contaminated`` (``slit``).
+        ``outlier`` and, if there are any, ``hot`` (all ``slit, y, x``), ``true_scale``
+        (throughput), ``true_x_offset`` (columns by which the grating wheel moved the visit's
+        spectra) and ``contaminated`` (``slit``).
 
     Raises
     ------
@@ -177,6 +188,8 @@ def simulate_program(
             "throughput_scatter": throughput_scatter,
             "colour_scatter": colour_scatter,
             "pixel_flat": pixel_flat,
+            "contaminant_brightness": contaminant_brightness,
+            "contaminant_scatter": contaminant_scatter,
             "pedestal": pedestal,
             "sky_drift": sky_drift,
             "barshadow_mismatch": barshadow_mismatch,
@@ -184,6 +197,7 @@ def simulate_program(
         fractions={
             "outlier_fraction": outlier_fraction,
             "flagged_fraction": flagged_fraction,
+            "hot_fraction": hot_fraction,
             "contaminated_fraction": contaminated_fraction,
             "leak": leak,
         },
@@ -216,6 +230,8 @@ def simulate_program(
         pedestal=pedestal,
         sky_drift=sky_drift,
         contaminated_fraction=contaminated_fraction,
+        contaminant_brightness=contaminant_brightness,
+        contaminant_scatter=contaminant_scatter,
         calibration=calibration,
         seed=seed,
     )
@@ -230,6 +246,7 @@ def simulate_program(
         outlier_fraction=outlier_fraction,
         flagged_fraction=flagged_fraction,
         pixel_flat=pixel_flat,
+        hot_fraction=hot_fraction,
         leak=leak,
         barshadow_mismatch=barshadow_mismatch,
     )
@@ -241,6 +258,8 @@ def simulate_program(
     quality = pixels.pop("quality")
     if calibration == "EXTENDED":
         del pixels["response"]  # 1 everywhere
+    if not hot_fraction:
+        del pixels["hot"]  # none
     if not pixel_flat:
         del pixels["var_flat"]  # 0 everywhere
     ds = slit_dataset(
@@ -253,7 +272,8 @@ def simulate_program(
     )
     if pixel_flat:
         ds["var_flat"].attrs["long_name"] = "variance of flux by the flat's error"
-    for name, text in _TRUTH.items():
+    for name in _TRUTH.keys() & set(ds.data_vars):
+        text = _TRUTH[name]
         ds[name].attrs["long_name"] = text
     ds["true_background"].attrs["units"] = ds["true_sky"].attrs["units"] = "MJy/sr"
     ds["true_scale"] = (

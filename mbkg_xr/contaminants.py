@@ -1,0 +1,321 @@
+"""Shutters that count as empty and are not: found from residuals held out of the fit.
+
+Each shutter is predicted by a master fitted without its slit and a scale found without the shutter;
+what it holds beyond that is looked at along the slit (a second source is a trace, narrower than a
+shutter), along the dispersion (a line, a slope) and as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from .blocks import map_slits, reduce_blocks
+from .errors import DatasetError, ParameterError
+from .excess import N_PARTS, N_SUMS, sum_excess
+from .master import master_grid
+from .moments import REFERENCE_TIME
+from .quality import DEFAULT_EXCLUDE, flag_mask
+from .schema import PIXEL_DIMS, SLIT_IDENTITY, occupied_shutters
+from .shutters import open_shutters, sky_shutters
+from .slit_terms import ranks_in
+from .subtract import subtract
+from .terms import FIRST_SHUTTER, N_SHUTTERS
+
+__all__ = ["find_contaminants", "without_contaminants"]
+
+Array = NDArray[np.float64]
+
+#: Parts of a shutter a trace may fill: all of it, each fifth, and two neighbouring ones.
+_FILTERS = np.array(
+    [np.ones(N_PARTS, dtype=bool)]
+    + [np.arange(N_PARTS) == k for k in range(N_PARTS)]
+    + [np.isin(np.arange(N_PARTS), (k, k + 1)) for k in range(N_PARTS - 1)]
+)
+_INDEPENDENT = 6  # of these, about
+_PLACES = 400  # where a line may be
+_CHANCE = 1.5  # cosmic rays make lines, too: so much, in standard deviations, is theirs
+_CALIBRATED = 30  # shutters from which on their own scatter is the unit of the score
+_SHAPE = 3.0  # standard deviations from which on a shape is told
+_COLUMNS = (*SLIT_IDENTITY, "shutter", "score", "excess", "excess_error", "shape", "verdict")
+
+
+def find_contaminants(ds: xr.Dataset, master: xr.Dataset, *, limit: float = 3.0) -> pd.DataFrame:
+    """Rank the shutters that count as sky by what they hold beyond it. Computes.
+
+    Nothing is applied: see `without_contaminants`.
+
+    Parameters
+    ----------
+    ds
+        The slit dataset the master was fitted to, or ``subtract(ds, master, heldout=True)`` of it.
+    master
+        From `fit_master`.
+    limit
+        Score from which on the verdict is ``contaminated``: one in 700 sky shutters exceeds 3 by
+        chance.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a shutter, the worst first: ``exposure``, ``detector``, ``slitlet``, ``shutter``
+        (yrel); ``score``, the significance in standard deviations of the excess in the shutter, in
+        the part of it where it is clearest or in a line, made less by the number of places looked
+        at, with errors as large as the shutters of this programme scatter; ``excess`` and
+        ``excess_error`` (mean over the shutter's rows, % of the sky); ``shape``: ``trace`` (narrow
+        along the slit), ``line``, ``rising``, ``falling`` or ``flat`` with wavelength; ``verdict``:
+        ``contaminated``, ``leak`` (not more than the slit's own source may spill, or brightest at
+        the edge next to it), ``dark`` (too faint by as much) or ``sky``; ``left_out``, whether the
+        fit had left the shutter out.
+
+    Raises
+    ------
+    DatasetError
+        Where the slits are not the master's, or nothing could be held out.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> ds = mx.select_background(mx.simulate_program(exposures=2, slits=6, background_slits=3))
+    >>> table = mx.find_contaminants(ds, mx.fit_master(ds))
+    >>> list(table.columns[:5])
+    ['exposure', 'detector', 'slitlet', 'shutter', 'score']
+    """
+    if not limit > 0:
+        raise ParameterError("unusable limit", expected="a positive number", found=limit)
+    held = ds if "background" in ds else subtract(ds, master, heldout=True)
+    sums = _sums(held, master)
+    told = sky_shutters(held) & (sums[..., 0].sum(axis=2) > 0)
+    level, error, whole = _levels(sums)
+    leak, doubt = _spilt(held, whole, master)
+    score, best = _score(level, np.hypot(error, doubt[..., None]), level - leak[..., None], told)
+    bare, _ = _score(level, error, level, told)
+    slope, line = sums[:, :, 0, 4:6].transpose(2, 0, 1)
+    in_line = _less_by(line, _PLACES) - _CHANCE
+    of_all = np.maximum(score, in_line)
+    verdict = np.where(np.maximum(bare, in_line) > limit, "leak", "sky")
+    verdict = np.where(
+        (of_all > limit) & ~_falls_from_source(held, level, error), "contaminated", verdict
+    )
+    # Nothing in a slit makes light less: a shutter too dark is seen on the whole of it.
+    dark, _ = _score(-level[..., :1], error[..., :1], -level[..., :1], told)
+    verdict = np.where((verdict == "sky") & (dark > limit), "dark", verdict)
+    rank = ranks_in(held, master)
+    used = np.ones(told.shape, dtype=bool)
+    if "shutter_used" in master:
+        used = np.where(rank[:, None] >= 0, master["shutter_used"].values[rank], True)
+    at, z = np.nonzero(told)
+    table = pd.DataFrame(
+        {
+            **{name: held[name].values[at] for name in SLIT_IDENTITY},
+            "shutter": FIRST_SHUTTER + z,
+            "score": of_all[told],
+            "excess": 100 * level[..., 0][told],
+            "excess_error": 100 * error[..., 0][told],
+            "shape": _shapes(level, error, best, slope, line, of_all)[told],
+            "verdict": verdict[told],
+            "left_out": ~used[told],
+        }
+    )
+    table.attrs["limit"] = float(limit)
+    return table.sort_values("score", ascending=False, ignore_index=True)
+
+
+def without_contaminants(
+    ds: xr.Dataset, table: pd.DataFrame, *, whole_slits: bool = False
+) -> xr.Dataset:
+    """Take the shutters that `find_contaminants` found for no sky. Lazy.
+
+    Parameters
+    ----------
+    ds
+        A slit dataset.
+    table
+        From `find_contaminants`, or rows of it: those whose ``verdict`` is ``contaminated`` count,
+        or all where there is no such column.
+    whole_slits
+        Take no shutter of such a slit for sky.
+
+    Returns
+    -------
+    xarray.Dataset
+        With the shutters added to coordinate ``occupied``, and their pixels taken from
+        ``selected`` where there is one. ``attrs["contaminants_left_out"]`` names them.
+
+    Raises
+    ------
+    DatasetError
+        Where the table has no row of such a name, or names slits the dataset does not hold.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> ds = mx.select_background(mx.simulate_program(exposures=2, slits=6, background_slits=3))
+    >>> table = mx.find_contaminants(ds, mx.fit_master(ds))
+    >>> clean = mx.without_contaminants(ds, table[:1].assign(verdict="contaminated"))
+    >>> len(clean.attrs["contaminants_left_out"])
+    1
+    """
+    missing = [c for c in (*SLIT_IDENTITY, "shutter") if c not in table]
+    if missing:
+        raise DatasetError(
+            "not a table of shutters",
+            expected=" ".join((*SLIT_IDENTITY, "shutter")),
+            found=" ".join(map(str, table.columns)),
+            remedy="give the table of find_contaminants",
+        )
+    if "verdict" in table:
+        table = table[table["verdict"] == "contaminated"]
+    keys = zip(*(ds[c].values.tolist() for c in SLIT_IDENTITY), strict=True)
+    rank = {key: i for i, key in enumerate(keys)}
+    text = [str(t) for t in ds["occupied"].values] if "occupied" in ds else [""] * ds.sizes["slit"]
+    opened = open_shutters(ds["n_shutters"].values)
+    names = []
+    for row in table[[*SLIT_IDENTITY, "shutter"]].itertuples(index=False):
+        index = rank.get(tuple(row[:3]))
+        if index is None:
+            raise DatasetError(
+                "the table names a slit the dataset does not hold",
+                where=" ".join(map(str, row[:3])),
+                expected="slits of this dataset",
+                found=f"{len(table)} rows",
+            )
+        shutters = [int(row[3])]
+        if whole_slits:
+            shutters = (FIRST_SHUTTER + np.flatnonzero(opened[index])).tolist()
+        known = text[index].split()
+        text[index] = " ".join(known + [str(s) for s in shutters if str(s) not in known])
+        names.append(" ".join(map(str, row)))
+    out = ds.assign_coords(occupied=("slit", np.array(text, dtype=str)))
+    if "selected" in ds:
+        selected = map_slits(
+            _clear_of, ds["flux"], ds["selected"].data, ds["yrel"].data, occupied_shutters(out),
+            dtype=np.bool_,
+        )  # fmt: skip
+        out["selected"] = (PIXEL_DIMS, selected, ds["selected"].attrs)
+    return out.assign_attrs(contaminants_left_out=names)
+
+
+def _clear_of(selected: NDArray, yrel: NDArray, occupied: NDArray) -> NDArray:
+    near = np.zeros(selected.shape, dtype=np.bool_)
+    for k in range(occupied.shape[-1]):
+        near |= np.abs(yrel - occupied[..., k : k + 1]) <= 0.5
+    return selected & ~near
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def _sums(held: xr.Dataset, master: xr.Dataset) -> Array:
+    """``(slit, shutter, part, N_SUMS)``, from one pass over the pixels."""
+    grid = master_grid(master)
+    names = ["flux", "error", "background", "background_error", "quality", "wavelength", "yrel"]
+    names += ["var_rnoise"] if "var_rnoise" in held else []
+    bits = flag_mask(held["quality"], DEFAULT_EXCLUDE, missing="ignore")
+    time = held["exposure_time"].values
+    factor = np.where(time > 0, REFERENCE_TIME / np.where(time > 0, time, 1.0), 1.0)
+    opened = open_shutters(held["n_shutters"].values)
+    covered = np.flatnonzero(master["constrained"].values)
+    phase = (2 * np.arange(grid.size) - covered[0] - covered[-1]) / max(np.ptp(covered), 1)
+    scatter = float(master.attrs["scatter"])
+
+    def block(start: int, arrays: Sequence[Any], gain: Array) -> Array:
+        part = slice(start, start + arrays[0].shape[0])
+        out = np.zeros((arrays[0].shape[0], N_SHUTTERS, N_PARTS, N_SUMS))
+        read = arrays[7] if len(arrays) > 7 else np.empty((0, 0, 0), dtype=np.float32)
+        sum_excess(
+            *arrays[:7], read, arrays[4].dtype.type(bits), opened[part], factor[part],
+            gain, scatter, phase, grid.edges, grid.lookup, grid.step, out,
+        )  # fmt: skip
+        return out
+
+    return reduce_blocks(
+        held, names, block, lambda a, b: np.concatenate([a, b]), master["photon_gain"].values
+    )
+
+
+def _levels(sums: Array) -> tuple[Array, Array, Array]:
+    """``(slit, shutter, filter)``: level of each filter over the sky and its error, as fractions of
+    it; and the level of the whole shutter, its source's light included.
+    """
+    w = sums[..., 0] @ _FILTERS.T
+    a = sums[..., 1] @ _FILTERS.T
+    b = sums[..., 2] @ _FILTERS.T
+    safe = np.maximum(w, 1e-30)
+    level = np.where(w > 0, a / safe, 0.0)
+    # What the background's own error is over the shutter is the same for all its pixels.
+    error = np.where(w > 0, np.sqrt(1 / safe + np.square(b / safe)), np.inf)
+    return level, error, level[..., 0]
+
+
+def _spilt(held: xr.Dataset, level: Array, master: xr.Dataset) -> tuple[Array, Array]:
+    """``(slit, shutter)``: what the slit's own source is expected to spill, and the doubt of it."""
+    source = np.where(held["is_background"].values, np.nan, held["source_shutter"].values)
+    away = np.abs(FIRST_SHUTTER + np.arange(N_SHUTTERS) - source[:, None])
+    light = np.where(away <= 0.5, np.maximum(level, 0), 0.0).sum(axis=1, keepdims=True)
+    share = np.where(away <= 1.5, 1.0, 0.1) * ~np.isnan(away)
+    mean, scatter = master.attrs.get("leak", (0.0, 0.0))
+    return mean * share * light, (mean + scatter) * share * light
+
+
+def _falls_from_source(held: xr.Dataset, level: Array, error: Array) -> NDArray[np.bool_]:
+    """``(slit, shutter)``: beside the source, and brightest at the edge next to it."""
+    source = np.where(held["is_background"].values, np.nan, held["source_shutter"].values)
+    away = FIRST_SHUTTER + np.arange(N_SHUTTERS) - np.rint(source)[:, None]
+    parts, noise = level[..., 1 : 1 + N_PARTS], error[..., 1 : 1 + N_PARTS]
+    # The source of a shutter one pitch up lies below it, and lights its first fifth.
+    parts = np.where(away[..., None] > 0, parts, parts[..., ::-1])
+    noise = np.where(away[..., None] > 0, noise, noise[..., ::-1])
+    rest = np.where(np.isfinite(noise), parts, -np.inf)
+    return (np.abs(away) == 1) & (parts[..., 0] + noise[..., 0] >= rest[..., 1:].max(axis=2))
+
+
+def _score(
+    level: Array, error: Array, over: Array, told: NDArray[np.bool_]
+) -> tuple[Array, NDArray[np.int64]]:
+    """``(slit, shutter)``: significance of the best filter, and which it is."""
+    with np.errstate(invalid="ignore"):
+        z = np.where(told[..., None] & np.isfinite(error), over / error, 0.0)
+    if told.sum() >= _CALIBRATED:
+        # What all shutters show is the profile's, and what they scatter by is the true error.
+        for k in range(z.shape[1]):
+            if told[:, k].sum() >= _CALIBRATED:
+                z[:, k] -= np.median(z[told[:, k], k], axis=0)
+        spread = 1.4826 * np.median(np.abs(z[told]), axis=0)
+        z /= np.maximum(spread, 1.0)
+    best: NDArray[np.int64] = np.argmax(z, axis=2)
+    most = z.max(axis=2)
+    return np.where(told, _less_by(most, min(_INDEPENDENT, z.shape[2])), -np.inf), best
+
+
+def _less_by(z: Array, places: int) -> Array:
+    """Significance of the largest of so many: as likely by chance as this of a single one."""
+    chance = np.minimum(norm.logsf(z) + np.log(places), -1e-3)
+    # Past all tables the tail is exp(-z^2 / 2): a number of places takes next to nothing off.
+    with np.errstate(invalid="ignore"):
+        far = np.sqrt(np.maximum(np.square(z) - 2 * np.log(places), 0))
+    return np.where(z > 8, far, norm.isf(np.exp(np.maximum(chance, -700))))
+
+
+def _shapes(
+    level: Array,
+    error: Array,
+    best: NDArray[np.int64],
+    slope: Array,
+    line: Array,
+    score: Array,
+) -> NDArray:
+    """What the excess looks like; of shutters without one, what the noise looks like."""
+    at = best[..., None]
+    in_part = np.take_along_axis(level, at, 2)[..., 0]
+    noise = np.hypot(np.take_along_axis(error, at, 2)[..., 0], error[..., 0])
+    narrow = (best > 0) & (in_part > 1.5 * level[..., 0]) & (in_part - level[..., 0] > noise)
+    out = np.where(slope > _SHAPE, "rising", np.where(slope < -_SHAPE, "falling", "flat"))
+    out = np.where(narrow, "trace", out)
+    return np.where(_less_by(line, _PLACES) - _CHANCE >= np.maximum(score, _SHAPE), "line", out)
