@@ -21,6 +21,7 @@ from .io.write import write_fits
 from .master import evaluate, sample_master
 from .models import BSpline, LogPolynomial, Template
 from .moment_scores import score_moments
+from .nods import subtract_nods
 from .outliers import flag_outliers
 from .parts import master_part
 from .points import Points
@@ -37,7 +38,7 @@ from .simulate import simulate_program
 from .slit_moments import merge_moments, moments, subtract_moments
 from .slit_scores import score_slits
 from .spans import SpanGrid
-from .subtract import subtract, subtract_nods
+from .subtract import subtract
 from .summarize import summarize
 from .user_background import write_user_background
 from .verify import verify

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from .fuse import fused
 from .tasks import cluster, completed
 
-__all__ = ["Call", "Constant", "aligned", "map_slits", "reduce_blocks"]
+__all__ = ["Call", "Constant", "aligned", "map_slits", "reduce_blocks", "unpacked"]
 
 _BLOCK = 64  # slits at a time where nothing is chunked
 
@@ -81,11 +81,14 @@ def map_slits(
         meta=np.empty((0,) * len(chunks), object if several else dtype),
         **last,
     )
-    if not several:
-        return made
+    return unpacked(made, dtype) if several else made
+
+
+def unpacked(blocks: da.Array, dtypes: Sequence[Any]) -> tuple[da.Array, ...]:
+    """Arrays from one whose blocks are tuples of blocks."""
     return tuple(
-        da.map_blocks(itemgetter(i), made, dtype=d, meta=np.empty((0, 0, 0), d))
-        for i, d in enumerate(dtype)
+        da.map_blocks(itemgetter(i), blocks, dtype=d, meta=np.empty((0, 0, 0), d))
+        for i, d in enumerate(dtypes)
     )
 
 

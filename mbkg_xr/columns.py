@@ -1,10 +1,26 @@
-"""The columns of pixels that the passes of a fit read."""
+"""The columns of pixels that the passes of a fit read, and which of them are kept between passes.
+
+A sixth of the pixels see sky at shutter centres. Where these fit in memory they are kept, packed
+row by row; where they do not, the pixels are read again, and only the mask is kept, a bit a pixel.
+"""
 
 from __future__ import annotations
 
-import xarray as xr
+from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["kept", "per_unit_sky"]
+import numba
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from .blocks import map_slits, reduce_blocks
+from .schema import PIXEL_DIMS
+
+__all__ = ["kept", "packed", "per_unit_sky"]
+
+_PASS = ("flux", "error", "wavelength", "yrel", "var_rnoise", "var_poisson")
+_LOOK = (*_PASS, "quality")
 
 
 def per_unit_sky(ds: xr.Dataset) -> xr.Dataset:
@@ -21,12 +37,90 @@ def per_unit_sky(ds: xr.Dataset) -> xr.Dataset:
 
 
 def kept(ds: xr.Dataset, memory: int) -> xr.Dataset:
-    """The columns that every pass reads, kept in memory where they are small enough."""
-    used = ["flux", "error", "selected", "wavelength", "var_rnoise", "var_poisson"]
-    columns = ds[[name for name in used if name in ds.variables]]
-    if columns.nbytes > memory:
+    """The dataset with the columns that every pass reads in memory, where they are small enough."""
+    used = ["selected", *_LOOK]
+    columns = ds[[name for name in used if name in ds.variables]].reset_coords()
+    columns = columns[[name for name in used if name in columns]]
+    # Packed pixels come beside them: a quarter as much.
+    if 1.25 * columns.nbytes > memory:
         return ds
-    kept = columns.persist()
-    return ds.assign({name: kept[name] for name in columns.data_vars}).assign_coords(
-        wavelength=kept["wavelength"]
-    )
+    held = columns.persist()
+    coords = {n: held[n].variable for n in columns.data_vars if n in ds.coords}
+    rest = {n: held[n].variable for n in columns.data_vars if n not in ds.coords}
+    return ds.assign_coords(coords).assign(rest)
+
+
+def packed(ds: xr.Dataset, memory: int) -> xr.Dataset:
+    """The selected pixels only, ``(slit, 1, n)``, in memory; or, where too many, a known mask.
+
+    Parameters
+    ----------
+    ds
+        A selected slit dataset.
+    memory
+        Bytes that packed pixels may take.
+
+    Returns
+    -------
+    xarray.Dataset
+        For passes over selected pixels: the columns they read, and the slits' coordinates. The
+        selection has been made, once.
+    """
+    counts, mask = reduce_blocks(ds, ["selected"], _count_block, _joined)
+    names = [name for name in _PASS if name in ds.variables]
+    width = max(int(counts.max(initial=0)), 1)
+    slits = ds.drop_vars([str(n) for n, v in ds.variables.items() if v.ndim > 1])
+    fits = counts.size * width * (4 * len(names) + 1) <= memory
+    if not fits:
+        shape = ds["flux"].shape[1:]
+        selected = map_slits(_mask_block, ds["flux"], mask[:, None], dtype=np.bool_, shape=shape)
+        columns: dict[str, Any] = {name: (PIXEL_DIMS, ds[name].data) for name in names}
+    else:
+        held = map_slits(
+            _pack_block,
+            ds["flux"],
+            ds["selected"].data,
+            *[ds[name].data for name in names],
+            dtype=(np.bool_, *[np.float32] * len(names)),
+            plane=(1, width),
+            width=width,
+        )
+        selected = held[0]
+        columns = {n: (PIXEL_DIMS, h) for n, h in zip(names, held[1:], strict=True)}
+    columns["selected"] = (PIXEL_DIMS, selected, ds["selected"].attrs)
+    out = slits.assign(columns)
+    return out.persist() if fits else out
+
+
+def _count_block(start: int, arrays: Sequence[NDArray], shared: Any) -> tuple[NDArray, NDArray]:
+    flat = arrays[0].reshape(len(arrays[0]), -1)
+    return flat.sum(axis=1), np.packbits(flat, axis=1)
+
+
+def _joined(a: tuple, b: tuple) -> tuple[NDArray, NDArray]:
+    return np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]])
+
+
+def _mask_block(mask: NDArray, *, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    bits = np.unpackbits(mask[:, 0], axis=1, count=shape[0] * shape[1])
+    return bits.view(np.bool_).reshape(-1, *shape)
+
+
+def _pack_block(selected: NDArray, *columns: NDArray, width: int) -> tuple[NDArray, ...]:
+    shape = (len(selected), 1, width)
+    made = [np.full(shape, np.nan, dtype=np.float32) for _ in columns]
+    for column, out in zip(columns, made, strict=True):
+        _pack(selected, column, out)
+    counts = selected.reshape(len(selected), -1).sum(axis=1)
+    return (np.arange(width) < counts[:, None, None], *made)
+
+
+@numba.njit(nogil=True)
+def _pack(selected, column, out):  # pragma: no cover - compiled
+    for s in range(selected.shape[0]):
+        n = 0
+        for i in range(selected.shape[1]):
+            for j in range(selected.shape[2]):
+                if selected[s, i, j]:
+                    out[s, 0, n] = column[s, i, j]
+                    n += 1

@@ -18,7 +18,7 @@ from .checks import (
     warn_of_passes,
     warn_without_sky,
 )
-from .columns import kept, per_unit_sky
+from .columns import per_unit_sky
 from .errors import FitError, MbkgError, ParameterError, SelectionError
 from .groups import MOST_GROUPS, leave_out_groups
 from .master import build_master
@@ -129,7 +129,7 @@ def fit_master(
         validate(ds)
         check_parameters(ds, clip, max_passes, bad_slits)
         grid = span_grid(ds) if grid is None else grid
-        ds = kept(per_unit_sky(ds), memory)
+        ds = per_unit_sky(ds)
         fit = partial(
             _fit_pixels,
             grid=grid,
@@ -141,6 +141,7 @@ def fit_master(
             leave_out=leave_out,
             most=max_groups,
             bad_slits=bad_slits,
+            memory=memory,
         )
     if by is None:
         return fit(ds, say=say)
@@ -221,6 +222,7 @@ def _fit_pixels(
     leave_out: str,
     most: int,
     bad_slits: str,
+    memory: int,
     say: Callable[[str], None],
 ) -> xr.Dataset:
     groups, names = leave_out_groups(ds, leave_out, most)
@@ -235,6 +237,7 @@ def _fit_pixels(
         clip=clip,
         max_passes=max_passes,
         bad_slits=bad_slits,
+        memory=memory,
         say=say,
     )
     fitted, problem = done.fitted, done.problem

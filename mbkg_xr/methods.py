@@ -8,8 +8,9 @@ import xarray as xr
 
 from .errors import DatasetError
 from .io.store import open_store
+from .nods import subtract_nods
 from .residuals import residuals
-from .subtract import subtract, subtract_nods
+from .subtract import subtract
 
 __all__ = ["other_methods", "stored_results"]
 

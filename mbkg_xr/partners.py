@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from .blocks import map_slits
 from .errors import DatasetError, ParameterError
+from .nods import nod_errors
 from .quality import do_not_use
 from .schema import PIXEL_DIMS, SLIT_IDENTITY, slit_label
-from .subtract import before_subtraction, nod_errors
+from .subtract import before_subtraction
 
 __all__ = ["NOD_ERRORS", "laid_on"]
 

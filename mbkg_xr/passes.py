@@ -14,6 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .checks import CHOOSE_PASS, CONVERGED, FAR, Model, check_slits
+from .columns import kept, packed
 from .differences import Differences, find_differences
 from .errors import FitError
 from .models import Fitted, Problem
@@ -75,14 +76,19 @@ def robust_passes(
     clip: float,
     max_passes: int,
     bad_slits: str,
+    memory: int,
     say: Callable[[str], None],
 ) -> Passes:
     """Passes until the master changes no more (parameters as for `fit_master`)."""
+    say("selection")
+    # What differs between slits is looked for in other pixels than the selected ones, too.
+    ds = kept(ds, memory)
+    sky = packed(ds, memory)
     differ = Differences(Terms.none(ds.sizes["slit"], grid.size))
     say("running median")
-    scale, state = start(ds, grid, log_data=model.log_data)
+    scale, state = start(sky, grid, log_data=model.log_data, slits=ds)
     say("noise")
-    sums = accumulate(ds, grid, state, groups, n_groups, differ.terms)
+    sums = accumulate(sky, grid, state, groups, n_groups, differ.terms)
     check_slits(ds, sums, bad_slits)
     for _ in range(_RESCALINGS):
         factor = scatter_of(sums)
@@ -90,7 +96,7 @@ def robust_passes(
             break
         # Errors so far from the scatter that the histogram of z cannot hold it.
         state = replace(state, unit=state.unit * float(np.clip(factor, 0.05, 20)))
-        sums = accumulate(ds, grid, state, groups, n_groups, differ.terms)
+        sums = accumulate(sky, grid, state, groups, n_groups, differ.terms)
     state = next_state(state, sums, clip, state.model)
 
     differs = (scales is not None or profile) and not model.log_data
@@ -101,7 +107,7 @@ def robust_passes(
     current = model.provisional()
     for number in range(1, max_passes + 1):
         say(f"pass {number}")
-        sums = accumulate(ds, grid, state, groups, n_groups, differ.terms)
+        sums = accumulate(sky, grid, state, groups, n_groups, differ.terms)
         problem = Problem(grid, sums.moments, sums.count, scale)
         if not sums.count.any():
             raise FitError(

@@ -65,11 +65,16 @@ def median_start(ds: xr.Dataset, grid: SpanGrid) -> tuple[NDArray, NDArray, NDAr
     return wavelength, key_median(counts[0, filled]), key_median(counts[1, filled])
 
 
-def start(ds: xr.Dataset, grid: SpanGrid, *, log_data: bool) -> tuple[Array, PassState]:
-    """First guess of the sky (positive, as a scale) and the state of the first pass."""
+def start(
+    ds: xr.Dataset, grid: SpanGrid, *, log_data: bool, slits: xr.Dataset
+) -> tuple[Array, PassState]:
+    """First guess of the sky (positive, as a scale) and the state of the first pass.
+
+    `ds` need only have the selected pixels; `slits` has all, to say why there are none.
+    """
     wavelength, median, error = median_start(ds, grid)
     if median.size == 0:
-        raise why_empty(ds, 0)
+        raise why_empty(slits, 0)
     edge_values = np.interp(grid.edges, wavelength, median)
     model = np.zeros((grid.size, 4))
     model[:, 0], model[:, 1] = edge_values[:-1], np.diff(edge_values)

@@ -10,11 +10,12 @@ from nodding import by_slit, official_nods, write_cal
 import mbkg_xr as mx
 from mbkg_xr import chain
 from mbkg_xr.errors import DatasetError, ParameterError
+from mbkg_xr.nods import nod_errors
 from mbkg_xr.partners import laid_on
 from mbkg_xr.schema import already_subtracted
 from mbkg_xr.simulate import simulate_program, write_jwst, write_nips
 from mbkg_xr.stored import compare_stored
-from mbkg_xr.subtract import before_subtraction, nod_errors
+from mbkg_xr.subtract import before_subtraction
 
 REMEDY = (
     r"strun calwebb_spec2 .*--steps\.bkg_subtract\.skip=true "
