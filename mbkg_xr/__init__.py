@@ -13,6 +13,7 @@ Examples
 from .bad_pixels import find_bad_pixels, flag_pixels
 from .contaminants import find_contaminants, without_contaminants
 from .errors import MbkgError
+from .explore import explore
 from .fit import fit_master
 from .info import info
 from .io import NipsLayout, open_program, read_template, save
@@ -57,6 +58,7 @@ __all__ = [
     "Template",
     "compare",
     "evaluate",
+    "explore",
     "find_bad_pixels",
     "find_contaminants",
     "fit_master",

@@ -12,6 +12,7 @@ import click
 from ..errors import MbkgError
 from .compare import compare_command
 from .demo import demo
+from .explore import explore_command
 from .info import info_command
 from .ingest import ingest_command
 from .query import query_command
@@ -61,6 +62,7 @@ for command in (
     query_command,
     slits_command,
     report_command,
+    explore_command,
     simulate,
     demo,
 ):

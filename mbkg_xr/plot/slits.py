@@ -34,7 +34,7 @@ from .canvas import (
     units_of,
 )
 
-__all__ = ["plot_selection", "plot_subtraction"]
+__all__ = ["OneSlit", "plot_selection", "plot_subtraction"]
 
 
 def plot_selection(ds: xr.Dataset, *, slit: int = 0, ax: Axes | None = None) -> AxesImage:
@@ -66,7 +66,7 @@ def plot_selection(ds: xr.Dataset, *, slit: int = 0, ax: Axes | None = None) -> 
     'detector column (pixel)'
     """
     need(ds, "selected", "select_background")
-    one = _Slit(ds, slit, ["selected"])
+    one = OneSlit(ds, slit, ["selected"])
     ax = axes_of(ax, (7.1, 3.2))
     flux = np.where(one.bad, np.nan, one.before)
     image = one.draw(ax, flux, cmap=CMAP, **stretch(flux[one.open]))
@@ -123,7 +123,7 @@ def plot_subtraction(
     'detector row (pixel)'
     """
     need(result, "background", "subtract or subtract_nods")
-    one = _Slit(result, slit, [])
+    one = OneSlit(result, slit, [])
     panels = stacked_axes((7.1, 5.2), 3) if axes is None else list(np.ravel(np.asarray(axes)))
     if len(panels) != 3:
         raise ParameterError("wrong number of axes", expected="3", found=len(panels))
@@ -146,7 +146,7 @@ def plot_subtraction(
     return images[-1]
 
 
-class _Slit:
+class OneSlit:
     """One slit in memory, cut free of its padding, in detector pixels from 0."""
 
     def __init__(self, ds: xr.Dataset, slit: int, extra: list[str]):
