@@ -139,8 +139,6 @@ def test_nothing_wrong_is_the_middle_of_the_colours(scores, ax):
         norm = plot.plot_msa(scores, value=value, ax=ax).norm
         assert norm(middle) == pytest.approx(0.5)
         assert norm.vmax - middle == pytest.approx(middle - norm.vmin)
-            middle - norm.vmin
-        )
 
 
 def test_slits_without_a_place_are_counted_or_refused(scores, ax):
