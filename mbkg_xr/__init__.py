@@ -43,6 +43,7 @@ from .subtract import subtract
 from .summarize import summarize
 from .user_background import write_user_background
 from .verify import verify
+from .white_noise import white_noise
 
 __version__ = "0.1.0"
 
@@ -91,6 +92,7 @@ __all__ = [
     "subtract_nods",
     "summarize",
     "verify",
+    "white_noise",
     "without_contaminants",
     "write_fits",
     "write_report",
