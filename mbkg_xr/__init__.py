@@ -10,8 +10,10 @@ Examples
 >>> table = mx.compare(res, mx.residuals(mx.subtract_nods(ds)))
 """
 
+from .accessor import MbkgAccessor
 from .bad_pixels import find_bad_pixels, flag_pixels
 from .contaminants import find_contaminants, without_contaminants
+from .describe import describe
 from .errors import MbkgError
 from .explore import explore
 from .fit import fit_master
@@ -51,6 +53,7 @@ __all__ = [
     "SHUTTER_CENTRES",
     "BSpline",
     "LogPolynomial",
+    "MbkgAccessor",
     "MbkgError",
     "NipsLayout",
     "Points",
@@ -58,6 +61,7 @@ __all__ = [
     "SpanGrid",
     "Template",
     "compare",
+    "describe",
     "evaluate",
     "explore",
     "find_bad_pixels",
