@@ -21,6 +21,7 @@ from .errors import DatasetError, ParameterError
 from .excess import N_PARTS, N_SUMS, sum_excess
 from .master import master_grid
 from .moments import REFERENCE_TIME
+from .parts import has_parts, master_part, part_index
 from .quality import DEFAULT_EXCLUDE, flag_mask
 from .schema import PIXEL_DIMS, SLIT_IDENTITY, occupied_shutters
 from .shutters import open_shutters, sky_shutters
@@ -89,6 +90,16 @@ def find_contaminants(ds: xr.Dataset, master: xr.Dataset, *, limit: float = 3.0)
     """
     if not limit > 0:
         raise ParameterError("unusable limit", expected="a positive number", found=limit)
+    if has_parts(master):
+        which = part_index(ds, master)
+        tables = [
+            find_contaminants(ds.isel(slit=which == i), master_part(master, value), limit=limit)
+            for i, value in enumerate(master["part"].values)
+            if (which == i).any()
+        ]
+        table = pd.concat(tables).sort_values("score", ascending=False, ignore_index=True)
+        table.attrs["limit"] = float(limit)
+        return table
     held = ds if "background" in ds else subtract(ds, master, heldout=True)
     sums = _sums(held, master)
     told = sky_shutters(held) & (sums[..., 0].sum(axis=2) > 0)

@@ -15,6 +15,7 @@ from ..spans import SpanGrid
 from .basis import ERROR_NODES, PIXEL_MEAN, Basis, Fitted, Problem, no_solution, too_few_pixels
 from .bspline import FINE, BSpline, spline_basis
 from .penalised import Candidate, OnOffer, PenalisedSystem, best_of, check_choice
+from .thermal import mixed_ratio
 
 __all__ = ["Template"]
 
@@ -48,6 +49,9 @@ class Template(OnOffer):
         Of the ratio's knots, as for `BSpline`; None to choose.
     spacings, penalties, strengths, criterion, one_error
         As for `BSpline`.
+    mix
+        Let the shares of scattered and thermal light, and the temperature of the latter, differ
+        from the template's before the spline comes to it (see `mbkg_xr.models.thermal`).
     against
         A `BSpline` that competes with the template on the same terms, or None.
 
@@ -86,6 +90,7 @@ class Template(OnOffer):
     strengths: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
     criterion: str = "heldout"
     one_error: bool = False
+    mix: bool = True
     against: BSpline | None = None
     name: str = field(default="template", init=False)
     log_data: bool = field(default=False, init=False)
@@ -158,6 +163,10 @@ class Template(OnOffer):
                 found=f"{int(inside.sum())} of {inside.size} detector pixels of the disperser",
             )
         _check_positive(known, problem.grid, part)
+        mixed = np.zeros(problem.grid.size)
+        if self.mix:
+            ratio, mixed = mixed_ratio(known, part)
+            known = _times_ratio(known, ratio)
         out = self.candidates(part, known)
         if self.against is not None:
             if part is not problem:
@@ -170,7 +179,7 @@ class Template(OnOffer):
             out += [_told_apart(c, templated=False) for c in self.against.candidates(problem)]
         fitted = best_of(out, self.criterion, self.one_error, heldout)
         if fitted.description["templated"]:
-            doubt = self._relative_error(problem.grid)
+            doubt = np.hypot(self._relative_error(problem.grid), np.sqrt(mixed)[:, None])
             _add_error(fitted.sky_error, fitted.expected, doubt)
             for error, polynomial in zip(fitted.heldout_error, fitted.heldout, strict=True):
                 _add_error(error, polynomial, doubt)
@@ -271,6 +280,25 @@ def _check_positive(known: Array, grid: SpanGrid, problem: Problem) -> None:
             found="zero or less",
             remedy="smooth the template, or cut it to where it is above zero",
         )
+
+
+def _times_ratio(known: Array, ratio: Array) -> Array:
+    """Span polynomials times a smooth function given at the middle of each span, cubic again."""
+    inside = np.isfinite(known[:, 0])
+    middle = np.arange(ratio.size) + 0.5
+    smooth = CubicSpline(middle, ratio)
+    edges = np.arange(ratio.size + 1.0)
+    r, dr = smooth(edges), smooth(edges, 1)
+    low, high = known[:, 0], known.sum(axis=1)
+    slope = known[:, 1], known @ np.arange(4)
+    ends = [
+        low * r[:-1],
+        high * r[1:],
+        slope[0] * r[:-1] + low * dr[:-1],
+        slope[1] * r[1:] + high * dr[1:],
+    ]
+    out = np.stack(ends, axis=-1) @ _HERMITE.T
+    return np.where(inside[:, None], out, np.nan)
 
 
 def _product(known: Array, ratio: Basis) -> Basis:
