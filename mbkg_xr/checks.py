@@ -18,11 +18,13 @@ __all__ = [
     "CHOOSE_PASS",
     "CONVERGED",
     "FAR",
+    "NO_SKY",
     "Model",
     "check_model",
     "check_parameters",
     "check_slits",
     "require_slits",
+    "sky_level",
     "warn_of_passes",
     "warn_without_sky",
 ]
@@ -32,9 +34,7 @@ Model = BSpline | LogPolynomial | Template
 CHOOSE_PASS = 4  # the model is chosen among all candidates in this pass, then kept
 FAR = 3.0  # a scatter this many times the error, or its inverse, is not what the errors say
 CONVERGED = 0.02  # change of the master between passes, in units of its standard error
-_NO_SKY = (
-    2.0  # sky over its error: 13 and more at a signal to noise of 0.2 a pixel, 0 after nodding
-)
+NO_SKY = 2.0  # sky over its error: 13 and more at a signal to noise of 0.2 a pixel, 0 after nodding
 
 
 def check_model(model: Model | None) -> Model:
@@ -118,14 +118,20 @@ def warn_of_passes(last: dict, state: PassState) -> None:
         )
 
 
-def warn_without_sky(fitted: Fitted, constrained: NDArray[np.bool_], scatter: float) -> None:
-    """Say so where there was nothing to fit: headers of nodded products may be silent."""
+def sky_level(fitted: Fitted, constrained: NDArray[np.bool_], scatter: float) -> float:
+    """The sky over its error, median over wavelength; NaN where nothing is known."""
     with np.errstate(invalid="ignore", divide="ignore"):
         level = (fitted.expected[:, 0] / (fitted.sky_error[:, 0] * scatter))[constrained]
     level = level[np.isfinite(level)]
-    if level.size and np.median(level) < _NO_SKY:
+    return float(np.median(level)) if level.size else float("nan")
+
+
+def warn_without_sky(fitted: Fitted, constrained: NDArray[np.bool_], scatter: float) -> None:
+    """Say so where there was nothing to fit: headers of nodded products may be silent."""
+    level = sky_level(fitted, constrained, scatter)
+    if level < NO_SKY:
         warnings.warn(
-            f"the selected pixels hold no sky: the master is {np.median(level):.1f} of its errors "
+            f"the selected pixels hold no sky: the master is {level:.1f} of its errors "
             f"(median over wavelength). If the background was subtracted before, {UNSUBTRACTED}",
             stacklevel=4,
         )

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .checks import CHOOSE_PASS, CONVERGED, FAR, Model, check_slits
+from .checks import CHOOSE_PASS, CONVERGED, FAR, NO_SKY, Model, check_slits, sky_level
 from .columns import kept, packed
 from .differences import Differences, find_differences
 from .errors import FitError
@@ -124,7 +124,9 @@ def robust_passes(
         if number == max_passes or (number > settled and history[-1]["change"] < CONVERGED):
             break
         state = next_state(state, sums, clip, fitted.expected)
-        if differs and number in _DIFFER_PASSES:
+        # Slits cannot differ by fractions of a sky that is not there.
+        lit = sky_level(fitted, problem.constrained, history[-1]["scatter"]) > NO_SKY
+        if differs and lit and number in _DIFFER_PASSES:
             say("slits")
             seen = replace(state, unit=history[-1]["scatter"])
             differ = find_differences(
