@@ -63,7 +63,7 @@ def find_differences(
     scales, profile
         Which of them to find.
     """
-    sky = sky_shutters(ds) & ds["is_background"].values[:, None]
+    sky = sky_shutters(ds) & _tells_profile(ds)[:, None]
     if present.scales is not None:
         sky &= present.scales.used
     kinds = tuple(sorted({int(n) for n in ds["n_shutters"].values if n > 0})) if profile else ()
@@ -97,6 +97,12 @@ def find_differences(
         table = _eased(terms.profile, solve_profile(sums.profile, phase, kinds))
         terms = replace(terms, profile=table, kind=table.index(ds["n_shutters"].values))
     return Differences(terms, found)
+
+
+def _tells_profile(ds: xr.Dataset) -> NDArray[np.bool_]:
+    """``(slit,)``: sky slits; where there is none of as many shutters, those with a source, too."""
+    background, count = ds["is_background"].values, ds["n_shutters"].values
+    return background | ~np.isin(count, np.unique(count[background]))
 
 
 def _eased(before: ProfileTable, found: ProfileTable) -> ProfileTable:

@@ -2,10 +2,12 @@
 
 Calibrated products have the bars between shutters divided out, but the profile that was used is
 not the true one. What is left, g(yrel, wavelength), is the same in all slitlets of as many
-shutters, and is found from sky slits: at nodes along the slit, a parabola in wavelength at each,
-with a prior that neighbouring nodes go on smoothly (a Gaussian random walk of second order). How
-smoothly, at the bars, between them, and of the change with wavelength, the data decide by their
-marginal likelihood: where slits show no profile none is applied, nor its noise.
+shutters, and is found from sky slits; where there is none of as many shutters, from the empty
+shutters of slits with sources, the less the nearer to the source. It is told at nodes along the
+slit, a parabola in wavelength at each, with a prior that neighbouring nodes go on smoothly (a
+Gaussian random walk of second order). How smoothly, at the bars, between them, and of the change
+with wavelength, the data decide by their marginal likelihood: where slits show no profile none is
+applied, nor its noise.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def solve_profile(profile: Array, phase: Array, kinds: tuple[int, ...]) -> Profi
         1 at shutter centres on average; kinds without enough data are left out.
     """
     found = [i for i in range(len(kinds)) if profile[0, i].sum() > _ENOUGH]
-    solved = [_solve(profile[:, i], phase) for i in found]
+    solved = [_solve(profile[:, i], phase, kinds[i]) for i in found]
     if not solved:
         return ProfileTable()
     values, errors = (np.array(part) for part in zip(*solved, strict=True))
@@ -61,7 +63,7 @@ def solve_profile(profile: Array, phase: Array, kinds: tuple[int, ...]) -> Profi
     return ProfileTable(PROFILE_FIRST, PROFILE_STEP, values, errors, known)
 
 
-def _solve(sums: Array, phase: Array) -> tuple[Array, Array]:
+def _solve(sums: Array, phase: Array, n_shutters: int) -> tuple[Array, Array]:
     weight, data = sums
     basis = legendre.legvander(phase, _ORDER).astype(np.float64)
     filled = np.flatnonzero(weight.sum(axis=1) > 0)
@@ -71,12 +73,14 @@ def _solve(sums: Array, phase: Array) -> tuple[Array, Array]:
     gram = np.einsum("nb,bk,bl->nkl", w, basis, basis)
     # Departures from a profile of 1.
     right = (d - w) @ basis
-    h, blocks = _averaged(gram, right, np.abs(r - np.rint(r)) > _BAR)
+    opened = (np.rint(r) >= -((n_shutters - 1) // 2)) & (np.rint(r) <= n_shutters // 2)
+    h, blocks = _averaged(gram, right, ~opened | (np.abs(r - np.rint(r)) > _BAR))
     h[:, 0] += 1
     values = h @ basis.T
     errors = np.sqrt(np.maximum(np.einsum("bk,nkl,bl->nb", basis, blocks, basis), 0))
     # One at the centres of the shutters, where scales are found: the two cannot both be free.
-    level = _centre_level(h, w, basis, np.abs(r - np.rint(r)) <= CENTRE + 1e-9) @ basis.T
+    centre = opened & (np.abs(r - np.rint(r)) <= CENTRE + 1e-9)
+    level = _centre_level(h, w, basis, centre) @ basis.T
     values, errors = values / level, errors / level
     # Beyond the last data the profile stays as it is there.
     whole = np.clip(np.arange(weight.shape[0]), first, last - 1) - first

@@ -38,6 +38,9 @@ PROFILE_FIRST, PROFILE_STEP, N_NODES = -3.0, 0.025, 241
 CENTRE = 0.2  # half width in yrel of what counts as a shutter's centre
 _ALLOWED = 0.1  # departures by this share of the sky are no outliers: slits differ so much
 _CLIP = 4.5
+# How much of a source's light may reach past the edge of its shutter, as a share of it, and over
+# how many pitches that fades: rows so near a source hardly tell the profile.
+_SPILT, _FADES = 0.02, 0.35
 
 
 def open_shutters(n_shutters: NDArray) -> NDArray[np.bool_]:
@@ -96,8 +99,8 @@ class ShutterSums:
 @numba.njit(nogil=True)
 def _look_block(
     flux, error, var_rnoise, var_poisson, quality, wavelength, yrel,
-    bits, source, sky, kind, time_factor, edges, lookup, step,
-    model, gain, floor, unit, factor, level, offset, known, first, pitch, known_kind,
+    bits, source, first_open, last_open, sky, kind, time_factor, edges, lookup, step,
+    model, gain, floor, unit, factor, level, offset, stray, light, known, first, pitch, known_kind,
     weight, excess, profile,
 ):  # pragma: no cover - compiled  # fmt: skip
     has_var = var_rnoise.shape[0] > 0
@@ -131,7 +134,8 @@ def _look_block(
                         variance = rest + a * max(share * g * mean + offset[s, n], 0.0)
                 variance *= unit * unit
                 rest = y - offset[s, n] - share * g * mean
-                if not at_source and rest * rest > _CLIP * _CLIP * (
+                past = z < first_open[s] or z > last_open[s]
+                if not (at_source or past) and rest * rest > _CLIP * _CLIP * (
                     variance + (_ALLOWED * mean) ** 2
                 ):
                     # Where the profile is not known yet, a bar is no outlier.
@@ -141,12 +145,22 @@ def _look_block(
                         continue
                 # All rows of a source's shutter count: what reaches the next one goes with all of
                 # its light, wherever in the shutter it sits.
-                if at_source or abs(r - z) <= CENTRE:
+                if at_source or (abs(r - z) <= CENTRE and not past):
                     m = g * mean
                     weight[s, inside, b] += m * m / variance
                     excess[s, inside, b] += m * (y - m) / variance
-                if sky[s, inside] and not at_source and kind[s] >= 0:
+                # Rows past the last open shutter show how its light ends.
+                end = shutter_of(min(max(z, first_open[s]), last_open[s]))
+                if sky[s, end] and not at_source and kind[s] >= 0:
+                    if past and abs(rest) > _CLIP * np.sqrt(variance) + 1.5 * mean:
+                        continue
                     m = share * mean
+                    if not np.isnan(source[s]):
+                        spilt = light[s, b] * mean
+                        y -= stray[s, end] * spilt
+                        away = abs(r - source[s])
+                        doubt = _SPILT * np.exp((0.5 - away) / _FADES) * spilt
+                        variance += doubt * doubt
                     p = (r - PROFILE_FIRST) / PROFILE_STEP
                     node = int(np.floor(p + 0.5))
                     if 0 <= node < profile.shape[2]:
@@ -190,6 +204,9 @@ def look(
     names += ["var_rnoise", "var_poisson"] if has_var else []
     source = np.where(ds["is_background"].values, np.nan, ds["source_shutter"].values)
     rank = {k: i for i, k in enumerate(kinds)}
+    n = ds["n_shutters"].values.astype(np.float64)
+    first_open = np.where(n > 0, -((n - 1) // 2), FIRST_SHUTTER)
+    last_open = np.where(n > 0, n // 2, FIRST_SHUTTER + N_SHUTTERS - 1)
     kind = np.array([rank.get(int(n), -1) for n in ds["n_shutters"].values], dtype=np.int64)
     n_bins = -(-grid.size // BIN_SPANS)
     mask = ds["quality"].dtype.type(bits)
@@ -207,10 +224,11 @@ def look(
         )
         _look_block(
             flux, error, rnoise, poisson, quality, wavelength, yrel,
-            mask, source[part], sky[part], kind[part], factor[part],
+            mask, source[part], first_open[part], last_open[part],
+            sky[part], kind[part], factor[part],
             grid.edges, grid.lookup, grid.step,
             state.model, state.gain, state.floor, state.unit,
-            own.factor(), own.level, own.offset(),
+            own.factor(), own.level, own.offset(), own.leak, own.light,
             own.profile.values, own.profile.first, own.profile.step, own.kind,
             sums.weight, sums.excess, sums.profile,
         )  # fmt: skip
