@@ -29,6 +29,7 @@ from .outliers import flag_outliers
 from .parts import master_part
 from .points import Points
 from .project import master_image, project_master
+from .propagate import propagate
 from .query import query
 from .ranges import slit_ranges
 from .rebin import pixel_areas, pixel_corners, rebin2d
@@ -79,6 +80,7 @@ __all__ = [
     "pixel_areas",
     "pixel_corners",
     "project_master",
+    "propagate",
     "query",
     "read_template",
     "rebin2d",

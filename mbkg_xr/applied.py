@@ -38,7 +38,15 @@ Array = NDArray[np.float64]
 #: Of the weights and the clipping, by span.
 _STATE = ("weight_model", "photon_gain", "read_floor", "clip_centre", "clip_cut")
 #: Of what differs from slit to slit: common to all, and one row a slit.
-_COMMON = ("phase", "pedestal_shape", "scale_spread", "profile", "profile_error")
+_COMMON = (
+    "phase",
+    "pedestal_shape",
+    "scale_spread",
+    "profile",
+    "profile_error",
+    "profile_factor",
+    "profile_basis",
+)
 _SLIT = (
     "scale",
     "scale_covariance",
@@ -46,6 +54,7 @@ _SLIT = (
     "scale_without_covariance",
     "shutter_level",
     "shutter_level_variance",
+    "shutter_level_slope",
     "shutter_used",
     "shutter_excess",
     "pedestal",

@@ -92,11 +92,14 @@ class Shutters:
         """``(s, z)``: shutters without a source that have pixels."""
         return self.sky & (self.weight.sum(axis=2) > 0)
 
-    def stray_and_level(self, scale: Array, own: Own) -> tuple[Array, Array]:
-        """``(s, z, 2)``, leak and level of each shutter given the scales, and their covariance."""
+    def stray_and_level(self, scale: Array, own: Own) -> tuple[Array, Array, Array]:
+        """``(s, z, 2)``, leak and level of each shutter given the scales, their covariance, and
+        ``(s, z, k)``, what the level changes by with the scales.
+        """
         cross, inverse, linear = self._own(*self.sums(own), own)
         left = linear - (np.swapaxes(cross, -1, -2) @ scale[:, None, :, None])[..., 0]
-        return (inverse @ left[..., None])[..., 0], inverse
+        slope = -(inverse @ np.swapaxes(cross, -1, -2))[..., 1, :]
+        return (inverse @ left[..., None])[..., 0], inverse, slope
 
     def excess_over(self, others: Array, covariance: Array, own: Own) -> Array:
         """``(s, z)``: level of each shutter over what its slit's others say, in its errors.
@@ -180,7 +183,7 @@ class Shutters:
         if not self.shape.any():
             return own.pedestal
         n = own.pedestal.size
-        shares, _ = self.stray_and_level(scale, own)
+        shares, _, _ = self.stray_and_level(scale, own)
         w = self.weight * self.keep[:, :, None]
         light = self.light[:, None, :]
         rest = self.excess * self.keep[:, :, None] - w * (

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from .differences import Differences
 from .errors import DatasetError, ParameterError
 from .models import ERROR_NODES, Fitted, pixel_mean
+from .models.factor import LOSS
 from .parts import has_parts, master_part
 from .schema import SCHEMA_VERSION, SLIT_IDENTITY
 from .spans import SpanGrid
@@ -60,6 +61,15 @@ def build_master(
             ("span", "node"),
             fitted.sky_error * scatter,
             {**flux, "long_name": "standard error of the pixel mean"},
+        ),
+        "covariance_factor": (
+            ("span", "node", "rank"),
+            (fitted.factor * scatter).astype(np.float32),
+            {
+                **flux,
+                "long_name": "factor of the covariance of the pixel mean along wavelength",
+                "largest_loss_of_variance": LOSS,
+            },
         ),
         "constrained": ("span", constrained, {"long_name": "span lies in the fitted range"}),
         "photon_gain": (
@@ -147,6 +157,11 @@ def _difference_variables(differ: Differences, units: str) -> dict:
                 {"long_name": "what the shutter adds to its slit's scale"},
             ),
             "shutter_level_variance": (("slit", "shutter"), scales.level_variance),
+            "shutter_level_slope": (
+                ("slit", "shutter", "order"),
+                scales.level_slope,
+                {"long_name": "change of the level with the coefficients of the scale"},
+            ),
             "shutter_used": (
                 ("slit", "shutter"),
                 scales.used,
@@ -177,6 +192,12 @@ def _difference_variables(differ: Differences, units: str) -> dict:
                 {"long_name": "uniform light along the slit, 1 at shutter centres"},
             ),
             "profile_error": (("kind", "yrel_node", "bin"), terms.profile.error),
+            "profile_factor": (
+                ("kind", "yrel_node", "profile_order", "profile_rank"),
+                terms.profile.factor.astype(np.float32),
+                {"long_name": "factor of the covariance of the profile's series in wavelength"},
+            ),
+            "profile_basis": (("bin", "profile_order"), terms.profile.basis),
         }
     return out
 

@@ -147,7 +147,7 @@ def _found(shutters: Shutters, means: Hierarchy, own: Own) -> SlitScales:
     of_mean = means.covariance()
     scale, covariance = _posterior(data, right, means.mean(), of_mean, means.tau[1])
     without, without_covariance = _without_each(shutters, means, own, of_mean)
-    shares, inverse = shutters.stray_and_level(scale, own)
+    shares, inverse, slope = shutters.stray_and_level(scale, own)
     floor = shutters.floor(without, without_covariance, own)
     excess = shutters.excess_over(*_without_each(shutters, means, own, None), own)
     # What all slits have in common is the master's.
@@ -160,6 +160,7 @@ def _found(shutters: Shutters, means: Hierarchy, own: Own) -> SlitScales:
         without_covariance=without_covariance,
         level=np.where(shutters.keep, shares[..., 1], 0.0),
         level_variance=np.where(shutters.keep, inverse[..., 1, 1], own.level),
+        level_slope=np.where(shutters.keep[..., None], slope, 0.0),
         used=shutters.keep,
         excess=excess,
         pedestal=own.pedestal[shutters.exposure],

@@ -17,8 +17,10 @@ from itertools import product
 import numpy as np
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
+from scipy.linalg import cho_solve_banded
 
-from .models.banded import banded_factor, banded_solve, inverse_bands
+from .models.banded import banded_factor, banded_solve
+from .models.factor import low_rank
 from .shutters import CENTRE, PROFILE_FIRST, PROFILE_STEP
 from .terms import ProfileTable
 
@@ -33,6 +35,7 @@ _BEND = (0.05, 0.015, 0.015)
 _STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01)  # that are tried, as shares of these
 _WIDE = (0.5, 0.1, 0.1)  # standard deviation of the profile itself, and of its change
 _BAR = 0.3  # from this far off a shutter's centre on the bar may show
+_LEAST_CHANCE = 0.01  # of a strength to count for the errors
 _DIFFERENCE = (1.0, -2.0, 1.0)
 _ENOUGH = 1e4  # information (1 / variance of the mean) below which nothing is said of a kind
 
@@ -58,12 +61,18 @@ def solve_profile(profile: Array, phase: Array, kinds: tuple[int, ...]) -> Profi
     solved = [_solve(profile[:, i], phase, kinds[i]) for i in found]
     if not solved:
         return ProfileTable()
-    values, errors = (np.array(part) for part in zip(*solved, strict=True))
+    values, factors = zip(*solved, strict=True)
+    rank = max(f.shape[2] for f in factors)
+    factor = np.array([np.pad(f, ((0, 0), (0, 0), (0, rank - f.shape[2]))) for f in factors])
+    basis = legendre.legvander(phase, _ORDER).astype(np.float64)
+    parts = np.einsum("bo,kyor->kybr", basis, factor)
+    errors = np.sqrt(np.square(parts).sum(axis=3))
     known = tuple(kinds[i] for i in found)
-    return ProfileTable(PROFILE_FIRST, PROFILE_STEP, values, errors, known)
+    return ProfileTable(PROFILE_FIRST, PROFILE_STEP, np.array(values), errors, known, factor, basis)
 
 
 def _solve(sums: Array, phase: Array, n_shutters: int) -> tuple[Array, Array]:
+    """Values ``(node, bin)``, and the factor ``(node, order, rank)`` of their covariance."""
     weight, data = sums
     basis = legendre.legvander(phase, _ORDER).astype(np.float64)
     filled = np.flatnonzero(weight.sum(axis=1) > 0)
@@ -74,21 +83,27 @@ def _solve(sums: Array, phase: Array, n_shutters: int) -> tuple[Array, Array]:
     # Departures from a profile of 1.
     right = (d - w) @ basis
     opened = (np.rint(r) >= -((n_shutters - 1) // 2)) & (np.rint(r) <= n_shutters // 2)
-    h, blocks = _averaged(gram, right, ~opened | (np.abs(r - np.rint(r)) > _BAR))
+    h, covariance = _averaged(gram, right, ~opened | (np.abs(r - np.rint(r)) > _BAR))
     h[:, 0] += 1
     values = h @ basis.T
-    errors = np.sqrt(np.maximum(np.einsum("bk,nkl,bl->nb", basis, blocks, basis), 0))
     # One at the centres of the shutters, where scales are found: the two cannot both be free.
     centre = opened & (np.abs(r - np.rint(r)) <= CENTRE + 1e-9)
-    level = _centre_level(h, w, basis, centre) @ basis.T
-    values, errors = values / level, errors / level
+    share = np.where(centre, w.sum(axis=1), 0.0)
+    share /= share.sum()
+    values /= share @ h @ basis.T
+    # What all nodes have too much of falls out in that division, and is no error of the profile:
+    # to first order each order's mean over the centres is taken off.
+    variances, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(np.maximum(variances, 0.0))).reshape(*h.shape, -1)
+    root -= np.einsum("n,nkr->kr", share, root)
+    factor = low_rank(root.reshape(h.size, -1)).reshape(*h.shape, -1)
     # Beyond the last data the profile stays as it is there.
     whole = np.clip(np.arange(weight.shape[0]), first, last - 1) - first
-    return values[whole], errors[whole]
+    return values[whole], factor[whole]
 
 
 def _averaged(gram: Array, right: Array, bar: NDArray[np.bool_]) -> tuple[Array, Array]:
-    """``(node, order)`` and ``(node, order, order)``: means and covariances over all strengths.
+    """``(node, order)`` means over all strengths of the prior, and the covariance of them all.
 
     Each strength of the prior counts by its marginal likelihood, so that the result is a smooth
     function of the data.
@@ -104,19 +119,18 @@ def _averaged(gram: Array, right: Array, bar: NDArray[np.bool_]) -> tuple[Array,
         factor = banded_factor(data + prior)
         mean = banded_solve(factor, right.ravel())
         determinants = _log_determinant(factor) - _log_determinant(banded_factor(prior))
-        found.append((0.5 * (mean @ right.ravel() - determinants), mean, inverse_bands(factor)))
-    evidence, means, inverses = (np.array(part) for part in zip(*found, strict=True))
+        found.append((0.5 * (mean @ right.ravel() - determinants), mean, factor))
+    evidence, means, factors = (np.array(part) for part in zip(*found, strict=True))
     chance = np.exp(evidence - evidence.max())
     chance /= chance.sum()
     mean = chance @ means
-    inverse = np.tensordot(chance, inverses, 1)
-    blocks = np.empty((n, k, k))
-    away = (means - mean).reshape(-1, n, k)
-    for a in range(k):
-        for b in range(a + 1):
-            blocks[:, a, b] = blocks[:, b, a] = inverse[a - b, b::k]
-    blocks += np.einsum("s,sna,snb->nab", chance, away, away, optimize=True)
-    return mean.reshape(n, k), blocks
+    covariance = np.zeros((n * k, n * k))
+    for share, one, factor in zip(chance, means, factors, strict=True):
+        if share > _LEAST_CHANCE:
+            inverse = cho_solve_banded((np.ascontiguousarray(factor.T), True), np.eye(n * k))
+            covariance += share * (inverse + np.outer(one - mean, one - mean))
+    covariance /= chance[chance > _LEAST_CHANCE].sum()
+    return mean.reshape(n, k), covariance
 
 
 def _prior_bands(
@@ -137,9 +151,3 @@ def _prior_bands(
 
 def _log_determinant(factor: Array) -> float:
     return 2 * float(np.log(factor[:, 0]).sum())
-
-
-def _centre_level(h: Array, w: Array, basis: Array, centre: NDArray[np.bool_]) -> Array:
-    """Weighted mean of the series at shutter centres."""
-    total = w[centre].sum(axis=1)
-    return (h[centre] * total[:, None]).sum(axis=0) / total.sum()

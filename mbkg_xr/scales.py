@@ -75,7 +75,11 @@ class SlitScales:
     without_covariance
         ``(slit, shutter, order, order)``.
     level, level_variance
-        ``(slit, shutter)``: what each shutter adds to f of its own.
+        ``(slit, shutter)``: what each shutter adds to f of its own, and its variance given the
+        coefficients.
+    level_slope
+        ``(slit, shutter, order)``: what the level found changes by with each of the coefficients:
+        where the data tell their sum well an error of one is made good by the other.
     used
         ``(slit, shutter)``: shutters that tell of sky.
     excess
@@ -102,6 +106,7 @@ class SlitScales:
     without_covariance: Array
     level: Array
     level_variance: Array
+    level_slope: Array
     used: NDArray[np.bool_]
     excess: Array
     pedestal: Array

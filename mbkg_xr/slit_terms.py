@@ -26,7 +26,15 @@ class SlitTerms:
     Attributes
     ----------
     scale, covariance
-        ``(slit, shutter, order)`` and ``(slit, shutter, order, order)``.
+        ``(slit, shutter, order)`` and ``(slit, shutter, order, order)``: what is found for a whole
+        slit errs in all its shutters alike.
+    whole
+        ``(slit, order, order)``: covariance of what is found from all shutters of a slit, which
+        is that of each of them but where shutters are held out.
+    own
+        ``(slit, shutter)``: variance of what is each shutter's own, in the order 0.
+    slope
+        ``(slit, shutter, order)``: what that changes by with the coefficients.
     basis
         ``(span, order)``.
     pedestal, pedestal_shape
@@ -41,6 +49,9 @@ class SlitTerms:
 
     scale: Array
     covariance: Array
+    whole: Array
+    own: Array
+    slope: Array
     basis: Array
     pedestal: Array
     pedestal_shape: Array
@@ -49,13 +60,33 @@ class SlitTerms:
     first_shutter: int
     floor: float
 
+    @classmethod
+    def none(cls, n_slits: int, n_spans: int) -> SlitTerms:
+        """All slits alike, and that for certain."""
+        zero = np.zeros
+        return cls(
+            scale=zero((n_slits, 1, 1)),
+            covariance=zero((n_slits, 1, 1, 1)),
+            whole=zero((n_slits, 1, 1)),
+            own=zero((n_slits, 1)),
+            slope=zero((n_slits, 1, 1)),
+            basis=np.ones((n_spans, 1)),
+            pedestal=zero(n_slits),
+            pedestal_shape=zero(n_spans),
+            profile=ProfileTable(),
+            kind=np.full(n_slits, -1, dtype=np.int64),
+            first_shutter=0,
+            floor=0.0,
+        )
+
     def apply(
         self, out: Array, wavelength: NDArray, yrel: NDArray, slits: NDArray, grid: SpanGrid
     ) -> None:
         """Turn the master on pixels, and its error, into the background of the slits, in place."""
         scale = 1.0 + np.einsum("szk,nk->szn", self.scale[slits], self.basis)
-        covariance = self.covariance[slits]
-        variance = np.einsum("nk,szkl,nl->szn", self.basis, covariance, self.basis, optimize=True)
+        by = self.basis + self.slope[slits][:, :, None]
+        variance = np.einsum("sznk,szkl,sznl->szn", by, self.covariance[slits], by, optimize=True)
+        variance += self.own[slits][..., None]
         _apply(
             out, wavelength, yrel, scale, np.maximum(variance, 0.0),
             self.pedestal[slits], self.pedestal_shape, self.profile.values, self.profile.error,
@@ -107,33 +138,36 @@ def slit_terms(ds: xr.Dataset, master: xr.Dataset, *, heldout: bool = False) -> 
         errors = master["scale_without_covariance" if heldout else "scale_covariance"].values
         order = found.shape[-1]
         shutters = master.sizes["shutter"]
-        own = float(master.attrs["shutter_spread"]) ** 2
-        if heldout:
-            errors = errors.copy()
-            errors[..., 0, 0] += own
-        else:
+        own = np.full((n, shutters), float(master.attrs["shutter_spread"]) ** 2)
+        rank = ranks_in(ds, master)
+        known = rank >= 0
+        slope = np.zeros((n, shutters, order))
+        if not heldout:
             found = np.repeat(found[:, None], shutters, axis=1)
             errors = np.repeat(errors[:, None], shutters, axis=1)
             found[..., 0] += master["shutter_level"].values
-            errors[..., 0, 0] += master["shutter_level_variance"].values
-        rank = ranks_in(ds, master)
-        known = rank >= 0
+            own[known] = master["shutter_level_variance"].values[rank[known]]
+            slope[known] = master["shutter_level_slope"].values[rank[known]]
         scale = np.zeros((n, shutters, order))
         spread = np.square(master["scale_spread"].values).sum(axis=0)
-        spread[0] += own
         covariance = np.zeros((n, shutters, order, order)) + np.diag(spread)
         scale[known], covariance[known] = found[rank[known]], errors[rank[known]]
+        whole = covariance[:, 0].copy()
+        whole[known] = master["scale_covariance"].values[rank[known]]
         pedestal = np.where(known, master["pedestal"].values[rank], 0.0)
         shape = master["pedestal_shape"].values
         basis = legendre.legvander(master["phase"].values, order - 1)
     else:
-        scale, covariance = np.zeros((n, 1, 1)), np.zeros((n, 1, 1, 1))
+        scale, covariance, own = np.zeros((n, 1, 1)), np.zeros((n, 1, 1, 1)), np.zeros((n, 1))
+        whole, slope = covariance[:, 0], scale
         pedestal, shape, basis = np.zeros(n), np.zeros(spans), np.ones((spans, 1))
     table = profile_table(master)
     kind = table.index(ds["n_shutters"].values)
     first = int(master["shutter"].values[0]) if "shutter" in master.coords else 0
     floor = float(master.attrs.get("floor", 0.0))
-    return SlitTerms(scale, covariance, basis, pedestal, shape, table, kind, first, floor)
+    return SlitTerms(
+        scale, covariance, whole, own, slope, basis, pedestal, shape, table, kind, first, floor
+    )
 
 
 def used_pixels(ds: xr.Dataset, master: xr.Dataset) -> NDArray[np.bool_]:
@@ -167,4 +201,6 @@ def profile_table(master: xr.Dataset) -> ProfileTable:
         master["profile"].values,
         master["profile_error"].values,
         tuple(int(k) for k in master["n_shutters"].values),
+        master["profile_factor"].values.astype(np.float64),
+        master["profile_basis"].values,
     )

@@ -50,6 +50,10 @@ class ProfileTable:
         Its standard error.
     kinds
         Numbers of open shutters, one a kind.
+    factor
+        ``(kind, node, order, rank)``, of the covariance of the coefficients of `basis`.
+    basis
+        ``(bin, order)``, the series in wavelength that errors follow at each node.
     """
 
     first: float = 0.0
@@ -57,6 +61,8 @@ class ProfileTable:
     values: Array = field(default_factory=lambda: np.empty((0, 0, 0)))
     error: Array = field(default_factory=lambda: np.empty((0, 0, 0)))
     kinds: tuple[int, ...] = ()
+    factor: Array = field(default_factory=lambda: np.empty((0, 0, 0, 0)))
+    basis: Array = field(default_factory=lambda: np.empty((0, 0)))
 
     def index(self, n_shutters: NDArray) -> NDArray[np.int64]:
         """Kind of each slit, -1 where no profile is known for it."""

@@ -176,6 +176,9 @@ class Fitted:
         ``(group, span, 4)``, its standard error.
     coefficient, covariance
         Of the model's own parameters, for unit variance scale.
+    factor
+        ``(span, 4, rank)``, low-rank factor of the covariance of ``expected`` at `ERROR_NODES`,
+        for unit variance scale (see `mbkg_xr.models.factor`).
     dof
         Effective number of parameters.
     description
@@ -193,6 +196,7 @@ class Fitted:
     heldout_error: Array
     coefficient: Array
     covariance: Array
+    factor: Array
     dof: float
     description: dict[str, float | str]
     knots: Array = field(default_factory=lambda: np.empty(0))

@@ -28,6 +28,7 @@ from .basis import (
     solve_banded,
     too_few_pixels,
 )
+from .factor import covariance_factor
 
 __all__ = ["LogPolynomial"]
 
@@ -244,6 +245,9 @@ class _LogSystem:
         def error(matrix: Array) -> Array:
             return np.sqrt(variance) * basis.standard_error(bands_of(matrix), n) * level
 
+        factor = np.sqrt(variance) * covariance_factor(basis, covariance, n)
+        if self.log_data:
+            factor = factor * np.nan_to_num(level)[..., None]
         heldout, heldout_error = np.empty((0, n, 4)), np.empty((0, n, 4))
         if with_heldout and self.problem.groups.size > 1:
             coefficients, covariances = self._without_each(coefficient)
@@ -257,6 +261,7 @@ class _LogSystem:
             heldout_error=heldout_error,
             coefficient=coefficient,
             covariance=covariance * variance,
+            factor=factor,
             dof=float(coefficient.size),
             description={"degree": float(coefficient.size - 1), "low": self.low, "high": self.high},
             table=table,

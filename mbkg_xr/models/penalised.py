@@ -23,7 +23,17 @@ from .banded import (
     trace_of_product,
     without_each,
 )
-from .basis import PIXEL_MEAN, Basis, Fitted, Problem, choose, normal_equations, scores_of
+from .basis import (
+    ERROR_NODES,
+    PIXEL_MEAN,
+    Basis,
+    Fitted,
+    Problem,
+    choose,
+    normal_equations,
+    scores_of,
+)
+from .factor import covariance_factor
 
 __all__ = ["CRITERIA", "Candidate", "OnOffer", "PenalisedSystem", "best_of", "check_choice"]
 
@@ -218,6 +228,10 @@ class PenalisedSystem:
             (np.ascontiguousarray(factor.T), True), np.eye(self.basis.size)
         )
         n = self.problem.grid.size
+        # Costly too, and wanted of the last fit only.
+        factor_of_covariance = np.empty((n, ERROR_NODES.size, 0))
+        if with_heldout:
+            factor_of_covariance = covariance_factor(self.averaged, covariance, n)
         heldout, heldout_error = np.empty((0, n, 4)), np.empty((0, n, 4))
         if with_heldout and self.problem.groups.size > 1:
             each, inverses = without_each(system, right, self.bands, self.rhs, inverse=True)
@@ -231,6 +245,7 @@ class PenalisedSystem:
             heldout_error=heldout_error,
             coefficient=coefficient,
             covariance=covariance,
+            factor=factor_of_covariance,
             dof=next(r["dof"] for r in table if r["chosen"]),
             description=description,
             knots=self.knots,

@@ -14,6 +14,7 @@ from ..parts import require_one_sky
 from ..spans import SpanGrid
 from .basis import ERROR_NODES, PIXEL_MEAN, Basis, Fitted, Problem, no_solution, too_few_pixels
 from .bspline import FINE, BSpline, spline_basis
+from .factor import low_rank
 from .penalised import Candidate, OnOffer, PenalisedSystem, best_of, check_choice
 from .thermal import mixed_ratio
 
@@ -179,12 +180,15 @@ class Template(OnOffer):
             out += [_told_apart(c, templated=False) for c in self.against.candidates(problem)]
         fitted = best_of(out, self.criterion, self.one_error, heldout)
         if fitted.description["templated"]:
-            doubt = np.hypot(self._relative_error(problem.grid), np.sqrt(mixed)[:, None])
+            own, ratio_error = self._relative_error(problem.grid), np.sqrt(mixed)[:, None]
+            fitted.factor = self._with_own_factor(fitted, own, ratio_error, problem.grid)
+            doubt = np.hypot(own, ratio_error)
             _add_error(fitted.sky_error, fitted.expected, doubt)
             for error, polynomial in zip(fitted.heldout_error, fitted.heldout, strict=True):
                 _add_error(error, polynomial, doubt)
         # Beyond the template nothing is known, but for the half pixels that reach there.
         fitted.expected[~inside] = fitted.sky_error[~inside] = np.nan
+        fitted.factor[~inside] = 0.0
         fitted.polynomial[np.convolve(inside, np.ones(3), "same") == 0] = np.nan
         return fitted
 
@@ -243,6 +247,27 @@ class Template(OnOffer):
         at = theirs.pixel_coordinate(grid.edges[:-1, None] + grid.widths[:, None] * ERROR_NODES)
         nodes = np.arange(theirs.size)[:, None] + ERROR_NODES
         return np.interp(at, nodes[good], np.abs(relative[good]), left=0, right=0)
+
+    def _with_own_factor(
+        self, fitted: Fitted, relative: Array, ratio_error: Array, grid: SpanGrid
+    ) -> Array:
+        """The fit's factor beside the template's own, of relative error `relative`, and that of
+        its mix, whose few numbers err at all wavelengths alike.
+        """
+        if not fitted.factor.shape[2]:
+            return fitted.factor
+        powers = np.vander(ERROR_NODES, 4, increasing=True).T
+        sky = np.nan_to_num(fitted.expected @ powers)[..., None]
+        # How a spectrum's errors go together is not known: as if they all did.
+        own = np.ones((grid.size, ERROR_NODES.size, 1))
+        if isinstance(self.spectrum, xr.Dataset) and "covariance_factor" in self.spectrum:
+            if np.array_equal(self.spectrum["edge"].values, grid.edges):
+                theirs = np.nan_to_num(self.spectrum["covariance_factor"].values).astype(np.float64)
+                size = np.sqrt(np.square(theirs).sum(axis=2, keepdims=True))
+                own = theirs / np.where(size > 0, size, 1.0)
+        parts = [fitted.factor, own * sky * relative[..., None], sky * ratio_error[..., None]]
+        both = np.concatenate(parts, axis=2)
+        return low_rank(both.reshape(-1, both.shape[2])).reshape(*both.shape[:2], -1)
 
 
 def _add_error(error: Array, polynomial: Array, relative: Array) -> None:

@@ -1,0 +1,78 @@
+"""The low-rank factor of a model's covariance along wavelength."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+from scipy.sparse import csr_array
+
+from .basis import ERROR_NODES, Basis
+
+__all__ = ["LOSS", "TO_NODES", "covariance_factor", "low_rank"]
+
+Array = NDArray[np.float64]
+
+#: Largest share of the variance that a factor leaves out, at any node.
+LOSS = 1e-3
+#: ``(power, node)``: what values at `ERROR_NODES` say of a cubic's value at t, in powers of t. Four
+#: nodes determine the cubic, so that between them nothing is lost.
+TO_NODES = np.linalg.inv(np.vander(ERROR_NODES, 4, increasing=True)).copy()
+
+
+def covariance_factor(basis: Basis, covariance: Array, n_spans: int) -> Array:
+    """Factor F with ``F F^T`` the covariance of a model's values at `ERROR_NODES`.
+
+    Parameters
+    ----------
+    basis
+        The model on each span (of pixel means, if the factor is to be of those).
+    covariance
+        ``(size, size)``, of its coefficients.
+    n_spans
+        Number of spans.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(span, node, rank)``; zero on spans without basis. The rank is the least that leaves no
+        node with less than ``1 - LOSS`` of its variance, by the largest eigenvalues of the
+        correlation matrix (principal components).
+    """
+    powers = np.vander(ERROR_NODES, 4, increasing=True)
+    values = np.einsum("em,smw->sew", powers, basis.coef)
+    spans, nodes, width = values.shape
+    column = np.repeat(basis.first[:, None] + np.arange(width), nodes, axis=0).ravel()
+    start = np.arange(spans * nodes + 1) * width
+    design = csr_array((values.ravel(), column, start), shape=(spans * nodes, basis.size))
+    # Rounding may leave a covariance of nearly dependent coefficients a hair below zero.
+    variances, vectors = eigh(0.5 * (covariance + covariance.T))
+    out = low_rank(design @ (vectors * np.sqrt(np.maximum(variances, 0.0))))
+    whole = np.zeros((n_spans, nodes, out.shape[1]))
+    whole[basis.spans] = out.reshape(spans, nodes, -1)
+    return whole
+
+
+def low_rank(rows: Array, loss: float = LOSS) -> Array:
+    """The rows in fewer columns, with no row losing more than a share of its square.
+
+    Parameters
+    ----------
+    rows
+        ``(row, column)``.
+    loss
+        The share.
+
+    Examples
+    --------
+    >>> low_rank(np.array([[1.0, 0.0, 1e-3], [0.0, 1.0, 0.0]])).shape
+    (2, 2)
+    """
+    size = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
+    scaled = rows / np.where(size > 0, size, 1.0)
+    _, vectors = eigh(scaled.T @ scaled)
+    turned = scaled @ vectors[:, ::-1]
+    left = 1 - np.cumsum(np.square(turned), axis=1)
+    enough = np.where(size > 0, left, 0.0).max(axis=0) <= loss
+    rank = int(np.argmax(enough)) + 1 if enough.any() else enough.size
+    return np.ascontiguousarray(turned[:, :rank] * size)
