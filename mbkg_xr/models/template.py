@@ -260,11 +260,11 @@ class Template(OnOffer):
         sky = np.nan_to_num(fitted.expected @ powers)[..., None]
         # How a spectrum's errors go together is not known: as if they all did.
         own = np.ones((grid.size, ERROR_NODES.size, 1))
-        if isinstance(self.spectrum, xr.Dataset) and "covariance_factor" in self.spectrum:
-            if np.array_equal(self.spectrum["edge"].values, grid.edges):
-                theirs = np.nan_to_num(self.spectrum["covariance_factor"].values).astype(np.float64)
-                size = np.sqrt(np.square(theirs).sum(axis=2, keepdims=True))
-                own = theirs / np.where(size > 0, size, 1.0)
+        known = isinstance(self.spectrum, xr.Dataset) and "covariance_factor" in self.spectrum
+        if known and np.array_equal(self.spectrum["edge"].values, grid.edges):
+            theirs = np.nan_to_num(self.spectrum["covariance_factor"].values).astype(np.float64)
+            size = np.sqrt(np.square(theirs).sum(axis=2, keepdims=True))
+            own = theirs / np.where(size > 0, size, 1.0)
         parts = [fitted.factor, own * sky * relative[..., None], sky * ratio_error[..., None]]
         both = np.concatenate(parts, axis=2)
         return low_rank(both.reshape(-1, both.shape[2])).reshape(*both.shape[:2], -1)
