@@ -260,8 +260,11 @@ class Template(OnOffer):
         sky = np.nan_to_num(fitted.expected @ powers)[..., None]
         # How a spectrum's errors go together is not known: as if they all did.
         own = np.ones((grid.size, ERROR_NODES.size, 1))
-        known = isinstance(self.spectrum, xr.Dataset) and "covariance_factor" in self.spectrum
-        if known and np.array_equal(self.spectrum["edge"].values, grid.edges):
+        if (
+            isinstance(self.spectrum, xr.Dataset)
+            and "covariance_factor" in self.spectrum
+            and np.array_equal(self.spectrum["edge"].values, grid.edges)
+        ):
             theirs = np.nan_to_num(self.spectrum["covariance_factor"].values).astype(np.float64)
             size = np.sqrt(np.square(theirs).sum(axis=2, keepdims=True))
             own = theirs / np.where(size > 0, size, 1.0)
