@@ -1,11 +1,12 @@
-"""Run every command and code block of README.md, in order; stop at the first that fails.
+"""Run every command and code block of README.md and of docs/*.md, in order; stop at the first that
+fails.
 
-    python .ci/readme.py commands   the two commands, from the project's root
-    python .ci/readme.py rest       all other blocks, in a scratch directory
+    python .ci/readme.py commands   the README's two commands, from the project's root
+    python .ci/readme.py rest       all other blocks, each page's in a scratch directory of its own
 
-Python blocks share one interpreter, as they would for a reader. The scratch directory holds
-`examples` and, where the real slitlets are at hand, `slitlets`; without them the blocks that need
-them are counted as skipped.
+Python blocks of a page share one interpreter, as they would for a reader. The scratch directory
+holds `examples` and, where the real slitlets are at hand, `slitlets`; without them the blocks that
+need them are counted as skipped.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
 DATA = ROOT.parent / "shared" / "data" / "real_slitlets"
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks() -> list[tuple[str, str]]:
+def blocks(page: Path) -> list[tuple[str, str]]:
     """Language and text of each block."""
-    return BLOCK.findall((ROOT / "README.md").read_text())
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
 def bash(text: str, folder: Path) -> None:
@@ -33,11 +35,17 @@ def bash(text: str, folder: Path) -> None:
 
 
 def commands() -> None:
-    for _, text in blocks()[:2]:
+    for _, text in blocks(README)[:2]:
         bash(text, ROOT)
 
 
 def rest() -> None:
+    run(README, blocks(README)[2:])
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        run(page, blocks(page))
+
+
+def run(page: Path, texts: list[tuple[str, str]]) -> None:
     passed = skipped = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -46,7 +54,7 @@ def rest() -> None:
             (folder / "slitlets").symlink_to(DATA)
         os.chdir(folder)
         namespace: dict = {"__name__": "__main__"}
-        for language, text in blocks()[2:]:
+        for language, text in texts:
             if not DATA.is_dir() and "simulated" not in text:
                 skipped += 1
                 print(f"\nskipped, the real slitlets are not at ../shared/data:\n{text}")
@@ -55,10 +63,10 @@ def rest() -> None:
                 passed += 1
             else:
                 print(f"\n>>> {text.rstrip()}", flush=True)
-                exec(compile(text, "README.md", "exec"), namespace)
+                exec(compile(text, page.name, "exec"), namespace)
                 passed += 1
         os.chdir(ROOT)
-    print(f"\nREADME: {passed} passed, 0 failed, {skipped} skipped")
+    print(f"\n{page.name}: {passed} passed, 0 failed, {skipped} skipped")
 
 
 if __name__ == "__main__":

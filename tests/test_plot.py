@@ -112,6 +112,7 @@ def test_without_axes_a_figure_of_its_own(sim):
 
 def test_covers_all_public_functions():
     others = {"plot_subtraction", "plot_msa", "plot_profile", "plot_slit_ranking"}
+    others |= {"plot_white_noise"}
     assert {*FUNCTIONS} | others == set(plot.__all__)
 
 

@@ -235,3 +235,17 @@ def test_model_choice_rings_what_is_within_one_standard_error(master, ax):
     near = score - score.min() <= error
     near[np.argmin(score)] = True
     np.testing.assert_array_equal(np.sort(ring.get_ydata()), np.sort(score[near]))
+
+
+def test_white_noise_shows_rms_and_floor(result, selected, ax):
+    sets = {"master": result, "nods": mx.residuals(mx.subtract_nods(selected))}
+    found = mx.white_noise(sets, sizes=[1, 4, 16, 64])
+    line = plot.plot_white_noise(found, ax=ax)
+    np.testing.assert_array_equal(line.get_ydata(), found.rms.sel(subtraction="master"))
+    np.testing.assert_array_equal(line.get_xdata(), found.pixels.sel(subtraction="master"))
+    labels = texts(ax.figure)
+    for name, shown in (("master", "master"), ("nods", "nodding")):
+        floor = float(found.floor.sel(subtraction=name))
+        assert any(t.startswith(f"{shown}: floor {floor:.2f}") for t in labels)
+    with pytest.raises(DatasetError, match="no white-noise test"):
+        plot.plot_white_noise(found.drop_vars("floor"), ax=ax)

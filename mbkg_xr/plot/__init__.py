@@ -6,6 +6,7 @@ slits take slits from all over the programme where there are too many pixels, an
 """
 
 from .chosen import plot_model_choice, plot_profile
+from .noise import plot_white_noise
 from .programme import plot_msa, plot_slit_ranking
 from .residual_map import plot_residual_map
 from .residuals import plot_residual_spectrum, plot_residuals
@@ -24,4 +25,5 @@ __all__ = [
     "plot_selection",
     "plot_slit_ranking",
     "plot_subtraction",
+    "plot_white_noise",
 ]
