@@ -82,7 +82,8 @@ def _needed(graph: Mapping, keys: set) -> dict[Hashable, set]:
     while stack:
         key = stack.pop()
         if key not in out:
-            out[key] = get_dependencies(graph, key)
+            # A result that a worker holds is there under its own key.
+            out[key] = get_dependencies(graph, key) - {key}
             stack.extend(out[key])
     return out
 

@@ -12,6 +12,7 @@ from ..io import read_template
 from ..models import Template
 from ..progress import show_progress
 from ..schema import SHUTTER_CENTRES
+from .cluster import cluster_options, on_cluster
 from .options import (
     json_option,
     nips_layout_option,
@@ -76,6 +77,7 @@ class _Window(click.ParamType):
     help="One master for each value of a slit coordinate, such as visit; several with commas.",
 )
 @click.option("--skip-bad-slits", is_flag=True, help="Go on without slits that are all bad.")
+@cluster_options
 @nips_layout_option
 @sky_options
 @json_option
@@ -95,6 +97,9 @@ def run_command(
     leave_out: str,
     by: str | None,
     skip_bad_slits: bool,
+    cluster: str | None,
+    workers: int | None,
+    dashboard: bool,
     as_json: bool,
     overwrite: bool,
     **opening: Any,
@@ -102,7 +107,10 @@ def run_command(
     """Run the whole chain on INPUTS: STScI or NIPS slit products, or a Zarr store."""
     if (model == "template") != (template is not None):
         raise click.UsageError("--model template and --template FILE go together")
-    with show_progress(Console(stderr=True)) as say:
+    with (
+        on_cluster(cluster, workers=workers, dashboard=dashboard),
+        show_progress(Console(stderr=True)) as say,
+    ):
         results = run(
             inputs,
             out,

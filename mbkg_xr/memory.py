@@ -1,0 +1,170 @@
+"""How much memory a run takes, before it begins.
+
+What is held at a time depends on the size of a chunk and the number of threads, and on what each
+slit adds to tables that are kept whole; the pixels of more exposures add nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import xarray as xr
+
+from .errors import ParameterError
+from .tasks import cluster, workers
+
+__all__ = ["Prediction", "check_memory", "parse_bytes", "predict_memory"]
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+#: Bytes of Python and its libraries, kernels compiled; measured.
+BASE = 450 * 10**6
+#: Blocks of a pixel variable that one task holds at most: what it read, made and encodes.
+_ARRAYS = 24
+#: Bytes a slit: sums by shutter and bin, scales, their covariances, and the mask of its pixels.
+_A_SLIT = 12_000
+#: Chunks that wait for others, beside those being worked on: partial sums and other nods.
+_WAITING = 8
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes from a text such as ``4GB``, ``512 MiB`` or ``1e9``.
+
+    Raises
+    ------
+    ParameterError
+
+    Examples
+    --------
+    >>> parse_bytes("4GB"), parse_bytes("1.5 GiB")
+    (4000000000, 1610612736)
+    """
+    match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([kmgt]?i?)b?\s*", str(text).lower())
+    unit = {**_UNITS, **_BINARY}.get(match[2]) if match else None
+    try:
+        size = int(float(match[1]) * unit) if match and unit else 0
+    except ValueError:
+        size = 0
+    if size <= 0:
+        raise ParameterError(
+            "not an amount of memory", expected="such as 4GB or 800MiB", found=repr(text)
+        )
+    return size
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run on some slits will hold in memory.
+
+    Attributes
+    ----------
+    base, working, slits, kept
+        Bytes of Python itself, of chunks being worked on, of tables by slit, and of pixels kept
+        between passes.
+    threads
+        Of one process.
+    chunk
+        Bytes of one pixel variable in a chunk.
+    """
+
+    base: int
+    working: int
+    slits: int
+    kept: int
+    threads: int
+    chunk: int
+
+    @property
+    def total(self) -> int:
+        """All of it, in bytes."""
+        return self.base + self.working + self.slits + self.kept
+
+    def __str__(self) -> str:
+        shares = {
+            "at work": self.working,
+            "by slit": self.slits,
+            "pixels kept": self.kept,
+            "the program": self.base,
+        }
+        parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in shares.items())
+        return f"memory: at most {self.total / 1e9:.2f} GB ({parts}; {self.threads} threads)"
+
+
+def predict_memory(
+    datasets: Mapping[str, xr.Dataset] | xr.Dataset, *, memory: int | None = None
+) -> Prediction:
+    """What the chain will hold in memory. Reads no pixel.
+
+    Parameters
+    ----------
+    datasets
+        Slit datasets, which are worked on one after the other.
+    memory
+        Bytes allowed in all; what is left of them keeps pixels between passes, up to 1 GiB.
+
+    Returns
+    -------
+    Prediction
+        Of one process: of a cluster, of each worker.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> few = mx.simulate_program(exposures=2, slits=8, background_slits=4, chunks=8)
+    >>> many = mx.simulate_program(exposures=20, slits=8, background_slits=4, chunks=8)
+    >>> a, b = mx.predict_memory(few), mx.predict_memory(many)
+    >>> a.working == b.working
+    True
+    """
+    all_of_them = {"": datasets} if isinstance(datasets, xr.Dataset) else datasets
+    client = cluster()
+    threads = workers() if client is None else max(client.nthreads().values(), default=1)
+    predictions = [_of_one(ds, threads, memory) for ds in all_of_them.values()]
+    return max(predictions, key=lambda p: p.total)
+
+
+def _of_one(ds: xr.Dataset, threads: int, memory: int | None) -> Prediction:
+    n, ny, nx = ds["flux"].shape
+    lazy = ds["flux"].chunks
+    length = max(lazy[0]) if lazy else min(64, n)
+    chunk = 4 * length * ny * nx
+    working = threads * _ARRAYS * chunk + _WAITING * 3 * chunk
+    least = Prediction(BASE, working, n * _A_SLIT, 0, threads, chunk)
+    room = 2**30 if memory is None else min(2**30, max(memory - least.total, 0))
+    # All columns, or the packed ones; at most what there is room for.
+    kept = min(room, int(1.25 * 29 * n * ny * nx)) if lazy else ds.nbytes
+    return Prediction(BASE, working, n * _A_SLIT, kept, threads, chunk)
+
+
+def check_memory(datasets: Mapping[str, xr.Dataset], memory: int | None) -> Prediction:
+    """The prediction, where it keeps to a limit.
+
+    Raises
+    ------
+    ParameterError
+        Where it does not, with what would.
+    """
+    found = predict_memory(datasets, memory=memory)
+    if memory is None or found.total <= memory:
+        return found
+    advice = []
+    left = memory - found.base - found.slits - found.kept
+    a_chunk = found.working / (found.threads * _ARRAYS + _WAITING * 3)
+    if left > (_ARRAYS + _WAITING * 3) * a_chunk:
+        threads = int((left / a_chunk - _WAITING * 3) / _ARRAYS)
+        advice.append(f"{threads} threads (DASK_NUM_WORKERS={threads})")
+    slits = {name: max(ds["flux"].chunks[0]) for name, ds in datasets.items() if ds["flux"].chunks}
+    if slits and left > 0:
+        fewer = int(max(slits.values()) * left / found.working)
+        if fewer >= 1:
+            advice.append(f"{fewer} slits a chunk (--chunks {fewer})")
+    raise ParameterError(
+        "more memory than allowed",
+        where=f"chunks of {found.chunk / 1e6:.0f} MB a variable, {found.threads} threads",
+        expected=f"at most {memory / 1e9:.2f} GB",
+        found=f"{found.total / 1e9:.2f} GB",
+        remedy=" or ".join([*advice, f"--memory {1.05 * found.total / 1e9:.1f}GB"]),
+    )

@@ -1,0 +1,127 @@
+"""A real cluster of processes: the same numbers, written by the workers, whoever dies."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from distributed import Client, LocalCluster, SchedulerPlugin, WorkerPlugin
+
+import mbkg_xr as mx
+from mbkg_xr.chain import run_tree
+from mbkg_xr.cli import main
+
+MODEL = mx.BSpline(spacing=16, penalty=1e-2)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    ds = mx.simulate_program(exposures=3, slits=8, background_slits=4, seed=21).compute()
+    path = tmp_path_factory.mktemp("cluster") / "p.zarr"
+    mx.save(ds.chunk({"slit": 2}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(store, tmp_path_factory):
+    out = tmp_path_factory.mktemp("expected") / "r.zarr"
+    return run_tree(mx.open_program(store, chunks={}), out, model=MODEL)["prism-clear"]
+
+
+@pytest.fixture(scope="module")
+def client():
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def _same(found, expected):
+    sky = expected.master.polynomial.values
+    level = np.nanmax(np.abs(sky[:, 0]))
+    np.testing.assert_allclose(found.master.polynomial.values, sky, rtol=0, atol=1e-9 * level)
+    for name in ("flux", "error", "background", "background_error", "residual"):
+        np.testing.assert_allclose(found.result[name].values, expected.result[name].values, 1e-6)
+    np.testing.assert_array_equal(found.result.quality.values, expected.result.quality.values)
+    np.testing.assert_allclose(found.table.to_numpy(float), expected.table.to_numpy(float), 1e-6)
+
+
+class Killer(WorkerPlugin):
+    """Kills the first worker process that begins its third chunk, and no other."""
+
+    name = "killer"
+
+    def __init__(self, flag):
+        self.flag, self.begun = flag, 0
+
+    def transition(self, key, start, finish, **kwargs):
+        if finish == "executing" and "write-" in str(key):
+            self.begun += 1
+            if self.begun == 3 and not os.path.exists(self.flag):
+                Path(self.flag).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Counter(SchedulerPlugin):
+    """How often each chunk was finished."""
+
+    name = "counter"
+
+    def __init__(self):
+        self.counts = {}
+
+    def transition(self, key, start, finish, *args, **kwargs):
+        if finish == "memory" and "write-" in str(key):
+            self.counts[str(key)] = self.counts.get(str(key), 0) + 1
+
+
+def _counts(dask_scheduler):
+    return dask_scheduler.plugins["counter"].counts
+
+
+def test_a_killed_worker_costs_its_unfinished_chunks(store, expected, client, tmp_path):
+    """One is killed while it writes: the result is the same, and what was done stays done."""
+    flag, out = tmp_path / "killed", tmp_path / "r.zarr"
+    client.register_plugin(Counter())
+    client.register_plugin(Killer(str(flag)))
+    found = run_tree(mx.open_program(store, chunks={}), out, model=MODEL)["prism-clear"]
+    client.unregister_worker_plugin("killer")
+    assert flag.exists(), "no worker was killed"
+    _same(found, expected)
+    counts = client.run_on_scheduler(_counts)
+    assert len(counts) == found.result.flux.data.numblocks[0]
+    # Finished chunks are fetched at once; only one on its way to the client may be made again.
+    assert sum(counts.values()) <= len(counts) + 1
+
+
+def test_persisted_pixels_stay_with_the_workers(store, expected, client):
+    ds = mx.open_program(store, chunks={})["prism-clear"].to_dataset().persist()
+    master = mx.fit_master(mx.select_background(ds), model=MODEL)
+    sky = expected.master.polynomial.values
+    level = np.nanmax(np.abs(sky[:, 0]))
+    np.testing.assert_allclose(master.polynomial.values, sky, rtol=0, atol=1e-9 * level)
+
+
+def test_the_command_line_on_a_cluster(client, store, tmp_path):
+    """By address; and an address where nobody answers is one line."""
+    out = tmp_path / "r.zarr"
+    address = client.scheduler.address
+    args = ["run", str(store), "--out", str(out), "--cluster", address]
+    done = CliRunner().invoke(main, args, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert Path(out).exists()
+
+
+def test_no_such_scheduler(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("mbkg_xr.cli.cluster._WAIT", 1)
+    out = tmp_path / "r.zarr"
+    args = ["run", str(store), "--out", str(out), "--cluster", "tcp://127.0.0.1:9"]
+    done = CliRunner().invoke(main, args)
+    assert done.exit_code == 2
+    assert "no scheduler answers" in done.output and "Traceback" not in done.output
+    assert not out.exists()
