@@ -22,6 +22,7 @@ from .io import NipsLayout, open_program, read_template, save
 from .io.ingest import ingest
 from .io.write import write_fits
 from .master import evaluate, sample_master
+from .memory import predict_memory
 from .models import BSpline, LogPolynomial, Template
 from .moment_scores import score_moments
 from .nods import subtract_nods
@@ -79,6 +80,7 @@ __all__ = [
     "open_program",
     "pixel_areas",
     "pixel_corners",
+    "predict_memory",
     "project_master",
     "propagate",
     "query",

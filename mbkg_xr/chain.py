@@ -17,6 +17,7 @@ from .fit import fit_master
 from .io import open_program
 from .io.store import create_store, finish, open_store, write_group
 from .io.write import check_targets, write_fits
+from .memory import check_memory
 from .methods import other_methods
 from .models import BSpline, LogPolynomial, Template
 from .ranges import slit_ranges
@@ -115,6 +116,7 @@ def run_tree(
     fits: str | os.PathLike | None = None,
     nips_layout: Any = None,
     overwrite: bool = False,
+    memory: int | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> dict[str, ChainResult]:
     """Select, fit, subtract and score every configuration of a programme, and save. Computes.
@@ -140,6 +142,9 @@ def run_tree(
         Of NIPS products, for `fits`; as for `open_program`.
     overwrite
         Replace an existing store, report and files.
+    memory
+        Bytes that the run may take; where it would take more it is refused, with advice
+        (`predict_memory`). Pixels are kept between passes where that leaves room for them.
     on_step
         Called with a line of text as each step begins.
 
@@ -169,12 +174,14 @@ def run_tree(
             )
     if fits is not None:
         check_targets(datasets, fits, overwrite=overwrite)
+    predicted = check_memory(datasets, memory)
+    say(str(predicted))
     selections: dict[str, xr.Dataset] = {}
     tables: dict[str, pd.DataFrame] = {}
     with create_store(out, overwrite=overwrite) as staging:
         for name, ds in datasets.items():
             say(f"{name}: reading")
-            ds = ds.persist() if ds.nbytes <= KEEP else ds
+            ds = ds.persist() if ds.nbytes <= min(KEEP, predicted.kept) else ds
             selected = select_background(
                 ds,
                 yrel=yrel,
@@ -189,6 +196,7 @@ def run_tree(
                 by=by,
                 leave_out=leave_out,
                 bad_slits=bad_slits,
+                memory=predicted.kept,
                 on_pass=_prefixed(say, name),
             )
             say(f"{name}: subtracting")

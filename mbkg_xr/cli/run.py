@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from ..chain import MODELS, run
 from ..io import read_template
+from ..memory import parse_bytes
 from ..models import Template
 from ..progress import show_progress
 from ..schema import SHUTTER_CENTRES
@@ -33,6 +35,13 @@ class _Window(click.ParamType):
         except ValueError:
             self.fail(f"{value!r} is not LOW,HIGH in shutter pitches, such as -0.2,0.2")
         return low, high
+
+
+class _Bytes(click.ParamType):
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        return parse_bytes(value)
 
 
 @click.command("run")
@@ -77,6 +86,11 @@ class _Window(click.ParamType):
     help="One master for each value of a slit coordinate, such as visit; several with commas.",
 )
 @click.option("--skip-bad-slits", is_flag=True, help="Go on without slits that are all bad.")
+@click.option(
+    "--memory", type=_Bytes(), metavar="SIZE",
+    help="Refuse to begin where the run would take more, such as 4GB.",
+)  # fmt: skip
+@click.option("--chunks", type=click.IntRange(min=1), help="Slits worked on at a time.  [32]")
 @cluster_options
 @nips_layout_option
 @sky_options
@@ -97,6 +111,8 @@ def run_command(
     leave_out: str,
     by: str | None,
     skip_bad_slits: bool,
+    memory: int | None,
+    chunks: int | None,
     cluster: str | None,
     workers: int | None,
     dashboard: bool,
@@ -126,10 +142,22 @@ def run_command(
             report=report,
             fits=fits,
             overwrite=overwrite,
-            on_step=say,
-            opening=opening,
+            memory=memory,
+            on_step=_told(say),
+            opening=opening if chunks is None else {**opening, "chunks": chunks},
         )
     print_results(results, out, report, as_json, fits=fits)
+
+
+def _told(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Leaves what a run will take on the terminal; the rest is shown while it is done."""
+
+    def tell(text: str) -> None:
+        if text.startswith("memory: "):
+            click.echo(text, err=True)
+        say(text)
+
+    return tell
 
 
 def _slits(text: str) -> str | list[int]:
