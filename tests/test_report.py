@@ -21,7 +21,7 @@ from mbkg_xr.report import decisions, figures, write
 
 FIGURES = (
     "cloud master_2d model_choice msa profile ranking residual_map residual_spectrum residuals "
-    "selection subtraction"
+    "selection subtraction white_noise"
 ).split()
 
 

@@ -24,6 +24,7 @@ from ..plot import (
     plot_selection,
     plot_slit_ranking,
     plot_subtraction,
+    plot_white_noise,
 )
 from ..plot.canvas import subset
 from ..plot.programme import is_placed
@@ -41,6 +42,7 @@ class Given:
     master: xr.Dataset
     scores: xr.Dataset
     slit: int
+    noise: Any  # from white_noise, or None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,10 @@ def _no_profile(given: Given) -> str:
 def _no_rank(given: Given) -> str:
     known = np.isfinite(given.scores["stack"].values).any()
     return "" if known else "no slit has sky pixels at its shutters' centres"
+
+
+def _no_noise(given: Given) -> str:
+    return "" if given.noise is not None else "no method has residuals at centres of sky shutters"
 
 
 _PLANS: Mapping[str, _Plan] = {
@@ -123,6 +129,13 @@ _PLANS: Mapping[str, _Plan] = {
         "What is left where all sky pixels of a wavelength are taken together. Residuals of nods "
         "cancel over the nods by construction.",
         lambda g, ax: plot_residual_spectrum(g.sets, ax=ax),
+    ),
+    "white_noise": _Plan(
+        (5.6, 4.2), "White noise",
+        "Scatter of residuals of each slit in bins, against the pixels in a bin. Noise falls along "
+        "the dotted lines; what the sky is wrong by stays, as the floor.",
+        lambda g, ax: plot_white_noise(g.noise, ax=ax),
+        missing=_no_noise,
     ),
     "residual_map": _Plan(
         (7.1, 3.4), "Residuals along the slit",

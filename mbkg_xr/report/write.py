@@ -20,6 +20,7 @@ from ..parts import has_parts, master_part, part_index
 from ..residuals import compare
 from ..slit_scores import score_slits
 from ..subtract import before_subtraction
+from ..white_noise import white_noise
 from .figures import Drawn, Given, draw, typical_slit
 from .page import page_of, section_of
 
@@ -108,7 +109,7 @@ def write_report(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     files = mx.write_report(result, folder, master=master)
     >>> files[0].name, len(files)
-    ('index.html', 12)
+    ('index.html', 13)
     """
     if isinstance(result, xr.Dataset):
         if master is None:
@@ -180,7 +181,10 @@ def _section(name: str, section: Section) -> tuple[str, Sequence[Drawn]]:
         table = compare(sets["master"], sets.get("nods"), heldout=sets.get("heldout"))
     result, master = sets["master"], section.master
     scores = score_slits(result, master)
-    figures = list(draw(Given(sets, master, scores, typical_slit(result))))
+    # Nods of a single exposure have no residuals, and would leave no pixel that all have.
+    with_any = {key: ds for key, ds in sets.items() if table["n"].get(key, 0) > 0}
+    noise = white_noise(with_any) if with_any else None
+    figures = list(draw(Given(sets, master, scores, typical_slit(result), noise)))
     return section_of(name, result, master, table, scores, figures), figures
 
 
