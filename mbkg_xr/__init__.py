@@ -16,6 +16,7 @@ from .contaminants import find_contaminants, without_contaminants
 from .describe import describe
 from .errors import MbkgError
 from .explore import explore
+from .extract import extract
 from .fit import fit_master
 from .info import info
 from .io import NipsLayout, open_program, read_template, save
@@ -66,6 +67,7 @@ __all__ = [
     "describe",
     "evaluate",
     "explore",
+    "extract",
     "find_bad_pixels",
     "find_contaminants",
     "fit_master",

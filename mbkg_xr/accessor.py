@@ -9,6 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import xarray as xr
 
 from .describe import Description, describe
+from .extract import extract
 from .fit import fit_master
 from .io import save
 from .io.write import write_fits
@@ -78,6 +79,7 @@ class MbkgAccessor:
     compare = _method(compare)
     score_slits = _method(score_slits)
     slit_ranges = _method(slit_ranges)
+    extract = _method(extract)
     query = _method(query)
     summarize = _method(summarize)
     white_noise = _method(white_noise)
