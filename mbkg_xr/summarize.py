@@ -9,15 +9,14 @@ from typing import Any, overload
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr
 
 from .errors import DatasetError, ParameterError
 from .grouping import By, Grouping, groupings, name_of
-from .histograms import histogram_quantiles
+from .histogram_core import OF_HISTOGRAM, of_histogram
 from .keyed import Keyed, add_up
 from .residuals import sky_centres
 from .schema import PIXEL_DIMS
-from .scores import STACK_CLIP, Z_EDGES, mad_sigma
+from .scores import STACK_CLIP, Z_EDGES
 from .search import Found, Where, search
 from .spans import SpanGrid, span_grid
 
@@ -46,8 +45,6 @@ _NORMALISED = ("frac_3sigma", "frac_5sigma", "stack", "stack_nod")
 _LOG_EDGES = np.exp2(np.arange(-40 * 64, 20 * 64 + 1) / 64)
 _WIDE_EDGES = np.concatenate([-_LOG_EDGES[::-1], _LOG_EDGES])
 _STACK_PIXELS = 2  # detector pixels in one wavelength bin of `stack`
-_CORE = 2.5  # of mad_sigma: what the Gaussian is fitted to
-_FEWEST = 10  # pixels to fit a Gaussian to
 
 
 @overload
@@ -296,8 +293,8 @@ def _statistics(sums: _Group, grouping: Grouping, plan: _Plan) -> dict[str, NDAr
     for key, a, b in zip(keys, starts, stops, strict=True):
         bins = sums.histogram.keys[a:b] - key * n_bins
         counts = sums.histogram.sums[a:b, 0]
-        found = _of_histogram(bins, counts, plan.edges)
-        for name, value in zip(_BY_HISTOGRAM, found, strict=True):
+        found = of_histogram(bins, counts, plan.edges)
+        for name, value in zip(OF_HISTOGRAM, found, strict=True):
             out[name][key] = value
     if plan.grid is None:
         return {k: v for k, v in out.items() if k not in _NORMALISED}
@@ -313,53 +310,3 @@ def _statistics(sums: _Group, grouping: Grouping, plan: _Plan) -> dict[str, NDAr
         mean_square = Keyed.of(stack.keys // cells, square)
         out[name][mean_square.keys] = np.sqrt(mean_square.sums[:, 1] / mean_square.sums[:, 0])
     return out
-
-
-_BY_HISTOGRAM = ("median", "mad_sigma", "gauss_mean", "gauss_sigma")
-
-
-def _of_histogram(
-    bins: NDArray[np.int64], counts: NDArray, edges: NDArray[np.float64]
-) -> tuple[float, float, float, float]:
-    """`_BY_HISTOGRAM` of one group, from the bins that hold something."""
-    # No bin past the first and last that do, but one on either side.
-    low, high = max(int(bins[0]) - 1, 1), min(int(bins[-1]) + 1, edges.size - 1)
-    part = edges[low - 1 : high + 1]
-    row = np.zeros(part.size + 1)
-    row[np.clip(bins - low + 1, 0, part.size)] = counts
-    median = float(histogram_quantiles(row[None], part, (0.5,))[0, 0])
-    spread = mad_sigma(row, median, part)
-    return median, spread, *_gaussian(row[1:-1], part, median, spread)
-
-
-def _gaussian(
-    counts: NDArray, edges: NDArray[np.float64], middle: float, spread: float
-) -> tuple[float, float]:
-    """Mean and sigma of a Gaussian that is cut off, by maximum likelihood.
-
-    For a truncated Gaussian these make its mean and variance those of the sample (Cohen 1950, Ann.
-    Math. Statist. 21, 557).
-    """
-    first = int(np.searchsorted(edges, middle - _CORE * spread, side="right")) - 1
-    last = int(np.searchsorted(edges, middle + _CORE * spread, side="left"))
-    first, last = max(first, 0), min(last, edges.size - 1)
-    inside, centres = counts[first:last], 0.5 * (edges[first + 1 : last + 1] + edges[first:last])
-    n = inside.sum()
-    if n < _FEWEST or spread <= 0:
-        return np.nan, np.nan
-    mean = float(inside @ centres / n)
-    variance = float(inside @ (centres - mean) ** 2 / n)
-    mu, sigma = mean, np.sqrt(variance)
-    for _ in range(200):
-        a, b = (edges[first] - mu) / sigma, (edges[last] - mu) / sigma
-        fa, fb = (np.exp(-0.5 * t * t) / np.sqrt(2 * np.pi) for t in (a, b))
-        whole = ndtr(b) - ndtr(a)
-        shift = (fa - fb) / whole
-        shrunk = 1 + (a * fa - b * fb) / whole - shift**2
-        step, before = mean - (mu + sigma * shift), sigma
-        mu, sigma = mu + step, np.sqrt(variance / shrunk)
-        if not np.isfinite(sigma) or sigma > 10 * spread:
-            return np.nan, np.nan  # flatter than any Gaussian
-        if abs(sigma - before) + abs(step) < 1e-7 * spread:
-            return float(mu), float(sigma)
-    return np.nan, np.nan
