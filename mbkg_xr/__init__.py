@@ -14,6 +14,7 @@ from .accessor import MbkgAccessor
 from .bad_pixels import find_bad_pixels, flag_pixels
 from .contaminants import find_contaminants, without_contaminants
 from .describe import describe
+from .drift import Drift, master_at
 from .errors import MbkgError
 from .explore import explore
 from .extract import extract
@@ -55,6 +56,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SHUTTER_CENTRES",
     "BSpline",
+    "Drift",
     "LogPolynomial",
     "MbkgAccessor",
     "MbkgError",
@@ -75,6 +77,7 @@ __all__ = [
     "flag_pixels",
     "info",
     "ingest",
+    "master_at",
     "master_image",
     "master_part",
     "merge_moments",

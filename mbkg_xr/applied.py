@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .drift import Clock
 from .errors import DatasetError
 from .moments import PassState
 from .parts import require_one_sky
@@ -46,6 +47,7 @@ _COMMON = (
     "profile_error",
     "profile_factor",
     "profile_basis",
+    "weight_drift",
 )
 _SLIT = (
     "scale",
@@ -62,7 +64,15 @@ _SLIT = (
     "source_light",
 )
 _COORDS = ("edge", "node", "shutter", "component", "yrel_node")
-APPLIED_ATTRS = ("clip", "clip_unit", "scatter", "leak", "shutter_spread", "floor")
+APPLIED_ATTRS = (
+    "clip",
+    "clip_unit",
+    "scatter",
+    "leak",
+    "shutter_spread",
+    "floor",
+    "weight_mjd",
+)
 
 
 def applied_variables(state: PassState, terms: Terms, units: str) -> dict[str, Any]:
@@ -82,6 +92,12 @@ def applied_variables(state: PassState, terms: Terms, units: str) -> dict[str, A
         "clip_centre": ("span", state.centre, {"long_name": "centre of residuals over errors"}),
         "clip_cut": ("span", state.cut, {"long_name": "largest distance from it of a used pixel"}),
     }
+    if terms.drift.size:
+        out["weight_drift"] = (
+            ("weight_term", "span"),
+            terms.drift,
+            {"long_name": "change of that sky relative to it"},
+        )
     if terms.leak.any():
         out["source_share"] = (
             ("slit", "shutter"),
@@ -129,6 +145,12 @@ def applied_terms(ds: xr.Dataset, master: xr.Dataset) -> Terms:
         return np.where(known.reshape(shape), values, missing)
 
     order = master.sizes.get("order", 1)
+    drift, times = terms.drift, terms.times
+    if "weight_drift" in master:
+        drift = master["weight_drift"].values
+        middle, half = master.attrs["weight_mjd"]
+        clock = Clock(float(middle), float(half), drift.shape[0])
+        times = clock.functions(ds["mjd"].values)[:, 1:]
     return Terms(
         scale=rows("scale", np.zeros((n, order))),
         phase=master["phase"].values if "phase" in master else terms.phase,
@@ -142,6 +164,8 @@ def applied_terms(ds: xr.Dataset, master: xr.Dataset) -> Terms:
         used=rows("shutter_used", terms.used).astype(np.bool_),
         leak=rows("source_share", terms.leak),
         light=rows("source_light", np.zeros((n, -(-spans // BIN_SPANS)))),
+        times=times,
+        drift=drift,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
+from .drift import Drift
 from .errors import DatasetError, ParameterError
 from .fit import fit_master
 from .io import open_program
@@ -110,6 +111,7 @@ def run_tree(
     median_apply: bool = False,
     slits: str | Sequence[int] = "all",
     by: str | Sequence[str] | None = None,
+    drift: Drift | None = None,
     leave_out: str = "slit",
     bad_slits: str = "raise",
     report: str | os.PathLike | None = None,
@@ -132,7 +134,7 @@ def run_tree(
         ``"bspline"``, ``"logpoly"``, ``"seed"``, or a model.
     yrel, exclude, median_window, median_apply, slits
         As for `select_background`.
-    by, leave_out, bad_slits
+    by, drift, leave_out, bad_slits
         As for `fit_master`. With `by` each part gets a section of the report.
     report
         A directory for figures and a page.
@@ -194,6 +196,7 @@ def run_tree(
                 selected,
                 model=model,
                 by=by,
+                drift=drift,
                 leave_out=leave_out,
                 bad_slits=bad_slits,
                 memory=predicted.kept,

@@ -19,9 +19,11 @@ from .checks import (
     warn_without_sky,
 )
 from .columns import per_unit_sky
+from .drift import Clock, Drift, drift_variables, with_drift
 from .errors import FitError, MbkgError, ParameterError, SelectionError
 from .groups import MOST_GROUPS, leave_out_groups
 from .master import build_master
+from .models import BSpline
 from .moment_fit import fit_moments
 from .parts import join_parts, split_slits
 from .passes import robust_passes
@@ -40,6 +42,7 @@ def fit_master(
     *,
     model: Model | None = None,
     by: str | Sequence[str] | None = None,
+    drift: Drift | None = None,
     scales: Scales | None = DEFAULT_SCALES,
     profile: bool = True,
     clip: float = 4.0,
@@ -69,6 +72,10 @@ def fit_master(
         None: one master for all slits. A slit coordinate such as ``"visit"``, or several: one for
         each of their values, with its own model, clipping and scales, all in one dataset with
         the dimension ``part`` (see `master_part`). Each slit is then given its own part's sky.
+    drift
+        Let the sky change smoothly with time (`Drift`), for `BSpline` only: each exposure then has
+        its own sky and error. What all slits have of such a change is the sky's: their scales and
+        pedestals are left without a trend in time. None: what exposures differ by goes to scales.
     scales
         How slits may differ in throughput and colour (`Scales`); None: they are all alike.
     profile
@@ -103,6 +110,11 @@ def fit_master(
         (``score_heldout``: chi2 a pixel of slits left out, in ln flux for the seed's recipe;
         ``score_heldout_se``: standard error of its difference from the chosen one's);
         ``pass_*(pass)``, the clip history; ``n_selected`` and ``n_used`` by slit.
+        With `drift`, ``drift_score_*(drift_candidate)``, and, where a change was found,
+        ``drift_polynomial(drift_term, span, power)``: the sky at mjd t is ``polynomial`` plus the
+        sum of ``P_k(tau)`` times these, tau from -1 to 1 over the time of the exposures, the middle
+        and half of which are ``attrs["drift_mjd"]``; ``drift_covariance`` of all terms. `master_at`
+        puts them together.
         ``attrs["scatter"]`` is the true scatter in units of the model's error.
 
     Raises
@@ -122,9 +134,13 @@ def fit_master(
     """
     model = check_model(model)
     say = on_pass or (lambda text: None)
+    if drift is not None and not isinstance(model, BSpline):
+        raise ParameterError(
+            "only a spline can change with time", expected="BSpline(...)", found=model.name
+        )
     if is_moments(ds):
         _refuse_applied(scales=scales, profile=profile, clip=clip, max_passes=max_passes, grid=grid)
-        fit = partial(fit_moments, model=model, leave_out=leave_out, most=max_groups)
+        fit = partial(fit_moments, model=model, leave_out=leave_out, most=max_groups, drift=drift)
     else:
         validate(ds)
         check_parameters(ds, clip, max_passes, bad_slits)
@@ -142,6 +158,7 @@ def fit_master(
             most=max_groups,
             bad_slits=bad_slits,
             memory=memory,
+            drift=drift,
         )
     if by is None:
         return fit(ds, say=say)
@@ -223,6 +240,7 @@ def _fit_pixels(
     most: int,
     bad_slits: str,
     memory: int,
+    drift: Drift | None,
     say: Callable[[str], None],
 ) -> xr.Dataset:
     groups, names = leave_out_groups(ds, leave_out, most)
@@ -238,6 +256,7 @@ def _fit_pixels(
         max_passes=max_passes,
         bad_slits=bad_slits,
         memory=memory,
+        drift=drift,
         say=say,
     )
     fitted, problem = done.fitted, done.problem
@@ -270,4 +289,10 @@ def _fit_pixels(
             "converged": int(done.history[-1]["change"] < CONVERGED),
         },
     )
-    return master.assign(applied_variables(done.state, done.differ.terms, units))
+    master = master.assign(applied_variables(done.state, done.differ.terms, units))
+    if drift is None or done.drifted is None:
+        return master
+    clock = Clock.of(ds, drift.order)
+    if "weight_drift" in master:
+        master = master.assign_attrs(weight_mjd=[clock.middle, clock.half])
+    return with_drift(master, drift_variables(done.drifted, clock, done.scatter, units))

@@ -14,10 +14,11 @@ from .applied import APPLIED_ATTRS, as_master_variables
 from .blocks import reduce_blocks
 from .checks import Model, require_slits, warn_without_sky
 from .differences import Differences
+from .drift import Clock, Drift, drift_variables, with_drift
 from .errors import FitError, ParameterError
-from .groups import leave_out_groups
+from .groups import add_up, leave_out_groups, weighted
 from .master import build_master
-from .models import Problem
+from .models import BSpline, Drifted, Problem, fit_drift, products
 from .moments import N_MOMENTS
 from .spans import SpanGrid
 from .terms import Terms
@@ -37,24 +38,37 @@ class GroupSums:
         ``(group, span, 14)``, as those of slits.
     pixels
         ``(slit, 2)``: pixels selected, and used.
+    changing
+        ``(product, group, span, 12)``: moments weighted with products of functions of time.
     """
 
     moments: Array
     pixels: NDArray[np.int64]
+    changing: Array
 
     def __add__(self, other: GroupSums) -> GroupSums:
-        return GroupSums(self.moments + other.moments, np.concatenate([self.pixels, other.pixels]))
+        return GroupSums(
+            self.moments + other.moments,
+            np.concatenate([self.pixels, other.pixels]),
+            self.changing + other.changing,
+        )
 
 
-def group_sums(ds: xr.Dataset, groups: NDArray[np.int64], n_groups: int) -> GroupSums:
+def group_sums(
+    ds: xr.Dataset, groups: NDArray[np.int64], n_groups: int, products: Array | None = None
+) -> GroupSums:
     """Moments of groups of slits, from those of slits, chunk by chunk. Computes."""
 
     def block(start: int, arrays: Sequence[Any], shared: Any) -> GroupSums:
         values = np.asarray(arrays[0], dtype=np.float64)
-        out = np.zeros((n_groups, *values.shape[1:]))
-        np.add.at(out, groups[start : start + values.shape[0]], values)
+        part = slice(start, start + values.shape[0])
+        own = np.empty((values.shape[0], 0)) if products is None else products[part]
         counted = values[..., [N_MOMENTS + 1, N_MOMENTS]].sum(axis=1)
-        return GroupSums(out, counted.astype(np.int64))
+        return GroupSums(
+            add_up(values, groups[part], n_groups),
+            counted.astype(np.int64),
+            weighted(values[..., :N_MOMENTS], groups[part], n_groups, own),
+        )
 
     return reduce_blocks(ds, ["moments"], block, lambda a, b: a + b)
 
@@ -72,7 +86,13 @@ def problem_of(ds: xr.Dataset, moments: Array) -> Problem:
 
 
 def fit_moments(
-    ds: xr.Dataset, *, model: Model, leave_out: str, most: int, say: Callable[[str], None]
+    ds: xr.Dataset,
+    *,
+    model: Model,
+    leave_out: str,
+    most: int,
+    drift: Drift | None,
+    say: Callable[[str], None],
 ) -> xr.Dataset:
     """The master of moments (see `fit_master`). Computes."""
     if model.log_data != (ds.attrs["data"] == "ln flux"):
@@ -85,7 +105,9 @@ def fit_moments(
     require_slits(ds)
     say("moments")
     groups, names = leave_out_groups(ds, leave_out, most)
-    sums = group_sums(ds, groups, len(names))
+    clock = None if drift is None else Clock.of(ds, drift.order)
+    weights = None if clock is None else products(clock.functions(ds["mjd"].values))[:, 1:]
+    sums = group_sums(ds, groups, len(names), weights)
     problem = problem_of(ds, sums.moments)
     if not problem.count.any():
         raise FitError(
@@ -94,6 +116,11 @@ def fit_moments(
             found=f"{ds.sizes['slit']} slits without any",
         )
     fitted = model.fit(problem)
+    drifted: Drifted | None = None
+    if drift is not None and isinstance(model, BSpline):
+        drifted = fit_drift(problem, sums.changing, fitted, model.fixed(fitted), drift.penalties)
+        drifted.fitted.table = fitted.table
+        fitted = drifted.fitted
     # The seed's errors come from its own residuals and need no scaling.
     scatter = 1.0 if model.log_data else float(ds.attrs["scatter"])
     selected, used = sums.pixels.sum(axis=0).tolist()
@@ -121,5 +148,8 @@ def fit_moments(
         },
     )
     done = as_master_variables(ds)
+    if clock is not None and drifted is not None:
+        more = drift_variables(drifted, clock, scatter, ds.attrs["units"])
+        master = with_drift(master, more)
     attrs = {k: ds.attrs[k] for k in APPLIED_ATTRS if k in ds.attrs and k != "scatter"}
     return master.assign(done.data_vars).assign_coords(done.coords).assign_attrs(attrs)

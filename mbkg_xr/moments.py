@@ -12,7 +12,7 @@ normal equations for any such knots, chi2, and fits without any one group, witho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numba
@@ -21,6 +21,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .blocks import reduce_blocks
+from .groups import add_up, weighted
 from .spans import SpanGrid, find_span
 from .terms import BIN_SPANS, Terms, profile_at, shutter_of
 
@@ -96,6 +97,8 @@ class PassSums:
         x = max(flux, 0) * REFERENCE_TIME / exposure time: photons are not negative.
     pixels
         ``(slit, 2)``: selected pixels within the spans, and those used.
+    changing
+        ``(product, group, span, 12)``: moments weighted with products of functions of time.
     """
 
     moments: NDArray[np.float64]
@@ -104,6 +107,7 @@ class PassSums:
     histogram: NDArray[np.int64]
     noise: NDArray[np.float64]
     pixels: NDArray[np.int64]
+    changing: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0, 0, N_MOMENTS)))
 
     def __add__(self, other: PassSums) -> PassSums:
         return PassSums(
@@ -113,6 +117,7 @@ class PassSums:
             self.histogram + other.histogram,
             self.noise + other.noise,
             np.concatenate([self.pixels, other.pixels]),
+            self.changing + other.changing,
         )
 
 
@@ -120,7 +125,7 @@ class PassSums:
 def _accumulate_block(
     flux, error, var_rnoise, var_poisson, selected, wavelength, yrel,
     group, time_factor, edges, lookup, step, bin_spans,
-    factor, level, offset, used, stray, profile, first, pitch, kind,
+    factor, change, level, offset, used, stray, profile, first, pitch, kind,
     model, gain, floor, centre, cut, usual, unit, log, z_max, z_step,
     moments, count, chosen, histogram, noise, pixels,
 ):  # pragma: no cover - compiled  # fmt: skip
@@ -143,6 +148,7 @@ def _accumulate_block(
                 if not np.isfinite(y) or not (e2 > 0 and np.isfinite(e2)):
                     continue
                 mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
+                mean *= change[s, n]
                 pixels[s, 0] += 1
                 chosen[g, n] += 1
                 z = shutter_of(np.float64(yrel[s, i, j]))
@@ -232,7 +238,7 @@ def block_sums(
     _accumulate_block(
         flux, error, rnoise, poisson, selected, wavelength, yrel,
         group, time_factor, grid.edges, grid.lookup, grid.step, BIN_SPANS,
-        terms.factor(), terms.level, terms.offset(), terms.used, terms.stray(),
+        terms.factor(), terms.change(), terms.level, terms.offset(), terms.used, terms.stray(),
         terms.profile.values, terms.profile.first, terms.profile.step, terms.kind,
         state.model, state.gain, state.floor, state.centre, state.cut, state.usual,
         state.unit, state.log, _Z_MAX, _Z_STEP,
@@ -248,6 +254,7 @@ def accumulate(
     groups: NDArray[np.int64],
     n_groups: int,
     terms: Terms | None = None,
+    products: NDArray[np.float64] | None = None,
 ) -> PassSums:
     """One pass over the selected pixels.
 
@@ -265,6 +272,9 @@ def accumulate(
         Number of groups.
     terms
         What differs from slit to slit; the moments are of the master's own scale. None: nothing.
+        A change of the master with time stays in the moments.
+    products
+        ``(slit, product)``, if moments weighted with these are wanted, too.
 
     Returns
     -------
@@ -277,9 +287,26 @@ def accumulate(
     def block(start: int, arrays: Sequence[Any], shared: tuple[PassState, Terms]) -> PassSums:
         part = slice(start, start + arrays[0].shape[0])
         state, own = shared[0], shared[1].part(part)
-        return block_sums(arrays, groups[part], factor[part], state, grid, n_groups, own)
+        if products is None:
+            return block_sums(arrays, groups[part], factor[part], state, grid, n_groups, own)
+        n = arrays[0].shape[0]
+        sums = block_sums(arrays, np.arange(n), factor[part], state, grid, n, own)
+        return _grouped(sums, groups[part], n_groups, products[part])
 
     return reduce_blocks(ds, pixel_columns(ds), block, lambda a, b: a + b, (state, terms))
+
+
+def _grouped(
+    sums: PassSums, groups: NDArray[np.int64], n_groups: int, products: NDArray[np.float64]
+) -> PassSums:
+    """Sums of groups from those of slits, also weighted with products of functions of time."""
+    return replace(
+        sums,
+        moments=add_up(sums.moments, groups, n_groups),
+        count=add_up(sums.count, groups, n_groups),
+        selected=add_up(sums.selected, groups, n_groups),
+        changing=weighted(sums.moments, groups, n_groups, products),
+    )
 
 
 def time_factors(ds: xr.Dataset) -> NDArray[np.float64]:

@@ -8,11 +8,9 @@ part's master back, as if its slits had been fitted alone.
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -23,8 +21,9 @@ from .schema import slit_label
 __all__ = [
     "has_parts",
     "join_parts",
+    "lacking",
     "master_part",
-    "over_parts",
+    "part_at",
     "part_index",
     "require_one_sky",
     "split_slits",
@@ -224,10 +223,11 @@ def master_part(master: xr.Dataset, value: Any) -> xr.Dataset:
             expected=" ".join(map(str, master["part"].values[:20])),
             found=value,
         )
-    return _part(master, int(found[0]))
+    return part_at(master, int(found[0]))
 
 
-def _part(master: xr.Dataset, index: int) -> xr.Dataset:
+def part_at(master: xr.Dataset, index: int) -> xr.Dataset:
+    """The master of the part at one place."""
     header = json.loads(str(master["part_header"].values[index]))
     gone = {"part", "part_index", "part_header", *_NUMBERS, *header["without"]}
     slits = np.flatnonzero(master["part_index"].values == index)
@@ -248,84 +248,7 @@ def part_index(ds: xr.Dataset, master: xr.Dataset) -> NDArray[np.int64]:
     return np.array([place.get(v, -1) for v in values.tolist()], dtype=np.int64)[rank]
 
 
-def over_parts(
-    ds: xr.Dataset,
-    master: xr.Dataset,
-    function: Callable[[xr.Dataset, xr.Dataset], xr.Dataset],
-    *,
-    need: str | None = None,
-) -> xr.Dataset:
-    """Apply a function to the slits of each part with the part's own master. Lazy.
-
-    Slits of parts without a master, or whose master has no variable `need`, get NaN, with a
-    warning.
-
-    Parameters
-    ----------
-    ds
-        A slit dataset.
-    master
-        From ``fit_master(by=...)``.
-    function
-        Takes slits and their master, and returns a dataset of floats with the dimension ``slit``.
-    need
-        A variable that the master of a part has to have.
-    """
-    which = part_index(ds, master)
-    if need is not None:
-        lacking = [need in json.loads(str(h))["without"] for h in master["part_header"].values]
-        which[np.array([*lacking, False])[which]] = -1
-    _warn_of_missing(ds, master, which)
-    rows = {int(i): np.flatnonzero(which == i) for i in np.unique(which) if i >= 0}
-    if not rows:
-        raise DatasetError(
-            "the master has no part for any of these slits",
-            expected=f"{master.attrs['by']} " + " ".join(map(str, master["part"].values[:20])),
-            found=" ".join(map(str, split_slits(ds, str(master.attrs["by"]).split(","))[0][:20])),
-        )
-    pieces = [
-        function(ds.isel(slit=_contiguous(where)), _part(master, index))
-        for index, where in rows.items()
-    ]
-    order = list(rows.values())
-    missing = np.flatnonzero(which < 0)
-    if missing.size:
-        pieces.append(_nothing(pieces[0], missing.size))
-        order.append(missing)
-    out = xr.concat(pieces, "slit", join="override", combine_attrs="override")
-    place = np.argsort(np.concatenate(order), kind="stable")
-    if (place != np.arange(place.size)).any():
-        out = out.isel(slit=place)
-    chunks = ds["flux"].chunks
-    return out.chunk({"slit": chunks[0]}) if out.chunks and chunks else out
-
-
-def _contiguous(rows: NDArray) -> slice | NDArray:
-    """Rows as a slice where they follow each other: dask then takes whole chunks."""
-    if rows[-1] - rows[0] + 1 == rows.size:
-        return slice(int(rows[0]), int(rows[-1]) + 1)
-    return rows
-
-
-def _nothing(like: xr.Dataset, n: int) -> xr.Dataset:
-    """NaN for slits that have no master."""
-
-    def none(variable: xr.DataArray) -> Any:
-        shape = (n, *variable.shape[1:])
-        if variable.chunks is None:
-            return np.full(shape, np.nan, variable.dtype)
-        return da.full(shape, np.nan, dtype=variable.dtype, chunks=(64, *shape[1:]))
-
-    return xr.Dataset({name: (v.dims, none(v), v.attrs) for name, v in like.data_vars.items()})
-
-
-def _warn_of_missing(ds: xr.Dataset, master: xr.Dataset, which: NDArray[np.int64]) -> None:
-    missing = which < 0
-    if missing.any() and not missing.all():
-        values, rank, by = split_slits(ds, str(master.attrs["by"]).split(","))
-        named = " ".join(map(str, values[np.unique(rank[missing])][:10]))
-        warnings.warn(
-            f"no master for {by} {named}: the {int(missing.sum())} slits there have no background "
-            "and are flagged",
-            stacklevel=5,
-        )
+def lacking(master: xr.Dataset, name: str) -> NDArray[np.bool_]:
+    """``(part,)``: parts whose master has no such variable."""
+    headers = [json.loads(str(header)) for header in master["part_header"].values]
+    return np.array([name in header["without"] for header in headers], dtype=np.bool_)

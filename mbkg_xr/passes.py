@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from .checks import CHOOSE_PASS, CONVERGED, FAR, NO_SKY, Model, check_slits, sky_level
 from .columns import kept, packed
 from .differences import Differences, find_differences
+from .drift import Clock, Drift, without_trend
 from .errors import FitError
-from .models import Fitted, Problem
+from .models import BSpline, Drifted, Fitted, Problem, fit_drift, products, relative_change
 from .moments import PassState, PassSums, accumulate
 from .robust import BIN_PIXELS, next_state, scatter_of
 from .scales import Scales
@@ -49,6 +50,8 @@ class Passes:
         ``(slit, 2)``: pixels selected, and used.
     history
         One row a pass.
+    drifted
+        The sky and its change, where it was asked for.
     """
 
     problem: Problem
@@ -57,6 +60,7 @@ class Passes:
     differ: Differences
     pixels: NDArray[np.int64]
     history: list[dict]
+    drifted: Drifted | None = None
 
     @property
     def scatter(self) -> float:
@@ -77,6 +81,7 @@ def robust_passes(
     max_passes: int,
     bad_slits: str,
     memory: int,
+    drift: Drift | None,
     say: Callable[[str], None],
 ) -> Passes:
     """Passes until the master changes no more (parameters as for `fit_master`)."""
@@ -84,6 +89,8 @@ def robust_passes(
     # What differs between slits is looked for in other pixels than the selected ones, too.
     ds = kept(ds, memory)
     sky = packed(ds, memory)
+    time = None if drift is None else Clock.of(ds, drift.order).functions(ds["mjd"].values)
+    drifted: Drifted | None = None
     differ = Differences(Terms.none(ds.sizes["slit"], grid.size))
     say("running median")
     scale, state = start(sky, grid, log_data=model.log_data, slits=ds)
@@ -107,7 +114,9 @@ def robust_passes(
     current = model.provisional()
     for number in range(1, max_passes + 1):
         say(f"pass {number}")
-        sums = accumulate(sky, grid, state, groups, n_groups, differ.terms)
+        follow = time is not None and number >= CHOOSE_PASS and (drifted is None or drifted.changes)
+        weights = products(time)[:, 1:] if follow and time is not None else None
+        sums = accumulate(sky, grid, state, groups, n_groups, differ.terms, weights)
         problem = Problem(grid, sums.moments, sums.count, scale)
         if not sums.count.any():
             raise FitError(
@@ -119,11 +128,18 @@ def robust_passes(
         if number == CHOOSE_PASS:
             table = fitted.table
             current = model.fixed(fitted)
+        if follow and drift is not None and isinstance(current, BSpline):
+            drifted = fit_drift(
+                problem, sums.changing, fitted, current, drift.penalties, drifted, heldout=False
+            )
+            fitted = drifted.fitted
         history.append(_row(sums, state, previous, fitted))
         # What is found after the last pass would belong to no moments.
         if number == max_passes or (number > settled and history[-1]["change"] < CONVERGED):
             break
         state = next_state(state, sums, clip, fitted.expected)
+        if drifted is not None:
+            differ = replace(differ, terms=_changing(differ.terms, drifted, time))
         # Slits cannot differ by fractions of a sky that is not there.
         lit = sky_level(fitted, problem.constrained, history[-1]["scatter"]) > NO_SKY
         if differs and lit and number in _DIFFER_PASSES:
@@ -132,10 +148,22 @@ def robust_passes(
             differ = find_differences(
                 ds, grid, seen, differ, problem.constrained, scales=scales, profile=profile
             )
+            if time is not None and (drifted is None or drifted.changes):
+                differ = without_trend(differ, time, sums.pixels[:, 1].astype(np.float64))
     # Held-out masters are costly, and only those of the last pass are kept.
     fitted = current.fit(problem)
+    if drift is not None and drifted is not None and isinstance(current, BSpline):
+        drifted = fit_drift(problem, sums.changing, fitted, current, drift.penalties, drifted)
+        fitted = drifted.fitted
     fitted.table = table
-    return Passes(problem, fitted, state, differ, sums.pixels, history)
+    return Passes(problem, fitted, state, differ, sums.pixels, history, drifted)
+
+
+def _changing(terms: Terms, drifted: Drifted, time: Array | None) -> Terms:
+    """Terms by which the master of a slit's time is told from the mean."""
+    if time is None or not drifted.changes:
+        return terms
+    return replace(terms, times=time[:, 1:], drift=relative_change(drifted))
 
 
 def _row(sums: PassSums, state: PassState, previous: Fitted | None, fitted: Fitted) -> dict:

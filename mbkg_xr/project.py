@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from .blocks import map_slits
 from .errors import DatasetError, ParameterError
 from .master import error_at, master_grid, sample_master
-from .parts import has_parts, over_parts, require_one_sky
+from .parts import require_one_sky
 from .rebin import pixel_corners, rebin2d
 from .schema import PIXEL_DIMS, SLIT_IDENTITY, validate
+from .skies import has_skies, over_skies
 from .slit_terms import SlitTerms, ranks_in, slit_terms
 from .spans import SpanGrid, find_span
 
@@ -107,7 +108,8 @@ def project_master(
         A slit dataset.
     master
         From `fit_master`, in the same units and configuration. Of a master with parts each slit
-        gets its own part's; slits of a part that was not fitted get NaN, with a warning.
+        gets its own part's, of one with a drift the sky of its own time; slits of a part or a time
+        that was not fitted get NaN, with a warning.
     method
         ``"exact"``: mean over the pixel's wavelength range, from the antiderivative (pixel edges
         by cubic interpolation between the centres). ``"rebin2d"``: area-overlap rebin of
@@ -154,9 +156,9 @@ def project_master(
         raise ParameterError(
             "unknown method of projection", expected="'exact' or 'rebin2d'", found=method
         )
-    if has_parts(master):
+    if has_skies(master):
         project = partial(project_master, method=method, heldout=heldout)
-        return over_parts(ds, master, project, need="heldout_polynomial" if heldout else None)
+        return over_skies(ds, master, project, need="heldout_polynomial" if heldout else None)
     polynomials, errors, inside, which = _masters(ds, master, heldout)
     applied = slit_terms(ds, master, heldout=heldout)
     of_slit = np.arange(ds.sizes["slit"])

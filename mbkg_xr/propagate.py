@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from .drift import Clock, has_drift, master_at
 from .errors import DatasetError, ParameterError
 from .master import identity, master_grid
 from .parts import has_parts, master_part, part_index
@@ -163,6 +164,8 @@ def _results(
 ) -> Any:
     """``(..., len(_RESULTS))``: results by slit, or of all slits together."""
     heldout = ds.attrs["background_method"] == "master (held out)"
+    if has_drift(master):
+        return _at_times(ds, master, groups, weights, heldout)
     if not has_parts(master):
         return _columns(ds, groups, weights, _made_ready(ds, master, heldout))
     # Slits of parts without a master have no background, whichever master is asked.
@@ -183,6 +186,37 @@ def _results(
     filled = whole[:, _RESULTS.index("n_pixels")] > 0
     counted = np.array([name.startswith("n_") for name in _RESULTS])
     return np.where(filled[:, None] | counted, whole, np.nan)
+
+
+def _at_times(
+    ds: xr.Dataset,
+    master: xr.Dataset,
+    groups: _Groups,
+    weights: xr.DataArray | None,
+    heldout: bool,
+) -> Any:
+    """Results by slit under a sky that changes: each slit with the sky of its own time."""
+    if not groups.local:
+        raise ParameterError(
+            "sums over slits of different times share the errors of a sky that changes",
+            where="by",
+            expected="'slit' among what sums are taken apart by",
+            found="sums of several slits",
+            remedy="sum slit by slit, or fit without drift",
+        )
+    mjd, which = np.unique(ds["mjd"].values, return_inverse=True)
+    clock = Clock.of_master(master)
+    pieces, order = [], []
+    for index, time in enumerate(mjd):
+        rows = np.flatnonzero(which == index)
+        one, some = ds.isel(slit=rows), None if weights is None else weights.isel(slit=rows)
+        # Slits of a time outside the fit have no background, whichever master is asked.
+        near = float(np.clip(time, clock.middle - clock.half, clock.middle + clock.half))
+        ready = _made_ready(one, master_at(master, near), heldout)
+        pieces.append(_columns(one, groups.of_slits(rows), some, ready))
+        order.append(rows)
+    both: Any = np.concatenate(pieces)
+    return both[np.argsort(np.concatenate(order), kind="stable")]
 
 
 def _made_ready(ds: xr.Dataset, master: xr.Dataset, heldout: bool) -> Master:

@@ -100,7 +100,8 @@ class ShutterSums:
 def _look_block(
     flux, error, var_rnoise, var_poisson, quality, wavelength, yrel,
     bits, source, first_open, last_open, sky, kind, time_factor, edges, lookup, step,
-    model, gain, floor, unit, factor, level, offset, stray, light, known, first, pitch, known_kind,
+    model, gain, floor, unit, factor, change, level, offset, stray, light,
+    known, first, pitch, known_kind,
     weight, excess, profile,
 ):  # pragma: no cover - compiled  # fmt: skip
     has_var = var_rnoise.shape[0] > 0
@@ -118,6 +119,7 @@ def _look_block(
                 if n < 0:
                     continue
                 mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
+                mean *= change[s, n]
                 if not mean > 0:
                     continue
                 z = np.floor(r + 0.5)
@@ -228,7 +230,7 @@ def look(
             sky[part], kind[part], factor[part],
             grid.edges, grid.lookup, grid.step,
             state.model, state.gain, state.floor, state.unit,
-            own.factor(), own.level, own.offset(), own.leak, own.light,
+            own.factor(), own.change(), own.level, own.offset(), own.leak, own.light,
             own.profile.values, own.profile.first, own.profile.step, own.kind,
             sums.weight, sums.excess, sums.profile,
         )  # fmt: skip

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from .blocks import reduce_blocks
 from .errors import DatasetError, ParameterError
-from .parts import has_parts, over_parts
+from .parts import has_parts
 from .residuals import sky_centres
+from .skies import over_skies
 from .slit_terms import slit_terms
 from .spans import SpanGrid, span_grid
 
@@ -112,7 +113,7 @@ def score_slits(
     if master is None:
         return out
     if has_parts(master):
-        scales = over_parts(result, master, lambda one, own: xr.Dataset(_scales(one, own)))
+        scales = over_skies(result, master, lambda one, own: xr.Dataset(_scales(one, own)))
         return out.assign(scales.data_vars)
     return out.assign(_scales(result, master))
 

@@ -4,8 +4,9 @@ The expected signal of a pixel at wavelength l and position r along slit j is
 
     f_j(l) g(r, l) S(l) + p_j q(l),
 
-S the master, f the slit's scale (a low Legendre series in the phase of l over the fitted range), g
-the residual bar-shadow profile, p a pedestal and q its shape.
+S the master (at the time of the slit, where it changes), f the slit's scale (a low Legendre series
+in the phase of l over the fitted range), g the residual bar-shadow profile, p a pedestal and q its
+shape.
 """
 
 from __future__ import annotations
@@ -96,6 +97,9 @@ class Terms:
         ``(slit, shutter)``, share of the slit's source in each of them.
     light
         ``(slit, bin)``, light of the slit's source as a share of the master.
+    times, drift
+        ``(slit, term)`` and ``(term, span)``: the master at the time of a slit is
+        ``1 + times @ drift`` of itself; empty where it does not change.
     """
 
     scale: Array
@@ -108,6 +112,8 @@ class Terms:
     used: NDArray[np.bool_]
     leak: Array
     light: Array
+    times: Array = field(default_factory=lambda: np.empty((0, 0)))
+    drift: Array = field(default_factory=lambda: np.empty((0, 0)))
 
     @classmethod
     def none(cls, n_slits: int, n_spans: int) -> Terms:
@@ -127,13 +133,21 @@ class Terms:
 
     def part(self, slits: slice | NDArray[np.int64]) -> Terms:
         """The same for some of the slits."""
-        names = ("scale", "pedestal", "kind", "level", "used", "leak", "light")
+        names = ["scale", "pedestal", "kind", "level", "used", "leak", "light"]
+        if self.drift.size:
+            names.append("times")
         return replace(self, **{name: getattr(self, name)[slits] for name in names})
 
     def factor(self) -> Array:
         """``(slit, span)``, f."""
         basis = legendre.legvander(self.phase, self.scale.shape[1] - 1)
         return 1.0 + self.scale @ basis.T
+
+    def change(self) -> Array:
+        """``(slit, span)``, the master at the slit's time over the master."""
+        if not self.drift.size:
+            return np.ones((self.scale.shape[0], self.phase.size))
+        return 1.0 + self.times @ self.drift
 
     def offset(self) -> Array:
         """``(slit, span)``, the pedestal in units of flux."""

@@ -120,7 +120,7 @@ def test_slits_of_a_part_that_was_not_fitted(slits, both):
     assert (found.quality.values[:3][inside] & 1).all()
     expected = mx.subtract(slits, both)
     np.testing.assert_array_equal(found.flux.values[3:], expected.flux.values[3:])
-    with pytest.raises(mx.MbkgError, match=r"no part for any.*found other"):
+    with pytest.raises(mx.MbkgError, match=r"no sky for any.*found other"):
         mx.subtract(slits.assign_coords(visit=("slit", np.full(12, "other"))), both)
 
 

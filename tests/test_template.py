@@ -15,7 +15,7 @@ from mbkg_xr.cli import main
 from mbkg_xr.models import Problem
 from mbkg_xr.models.basis import PIXEL_MEAN, dense
 from mbkg_xr.models.bspline import spline_basis
-from mbkg_xr.models.template import _product
+from mbkg_xr.models.template import product_basis
 from mbkg_xr.models.thermal import mixed_ratio
 from mbkg_xr.simulate import CLEAN
 from mbkg_xr.simulate.sky import as_sky, sky_mean, sky_spectrum
@@ -40,7 +40,7 @@ def test_product_is_a_cubic_to_a_ten_thousandth():
     inside = slice(31, GRID.size - 31)
     for spacing, size in ((8, 0.1), (2, 0.02)):
         _, ratio = spline_basis(GRID, 30, GRID.size - 30, spacing)
-        product = _product(known, ratio)
+        product = product_basis(known, ratio)
         c = 1 + size * rng.normal(size=ratio.size)  # each coefficient goes its own way
         coef = product.combine(c, GRID.size)
         exact = (known @ powers.T) * (ratio.combine(c, GRID.size) @ powers.T)

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from ..chain import MODELS, run
+from ..drift import Drift
 from ..io import read_template
 from ..memory import parse_bytes
 from ..models import Template
@@ -85,6 +86,10 @@ class _Bytes(click.ParamType):
     "--by",
     help="One master for each value of a slit coordinate, such as visit; several with commas.",
 )
+@click.option(
+    "--drift", type=click.IntRange(1, 4), metavar="ORDER",
+    help="Let the sky change smoothly with time; 1 is a steady change.",
+)  # fmt: skip
 @click.option("--skip-bad-slits", is_flag=True, help="Go on without slits that are all bad.")
 @click.option(
     "--memory", type=_Bytes(), metavar="SIZE",
@@ -110,6 +115,7 @@ def run_command(
     slits: str,
     leave_out: str,
     by: str | None,
+    drift: int | None,
     skip_bad_slits: bool,
     memory: int | None,
     chunks: int | None,
@@ -138,6 +144,7 @@ def run_command(
             slits=_slits(slits),
             leave_out=leave_out,
             by=None if by is None else by.split(","),
+            drift=None if drift is None else Drift(order=drift),
             bad_slits="skip" if skip_bad_slits else "raise",
             report=report,
             fits=fits,

@@ -27,7 +27,7 @@ _DEFAULTS = {n: p.default for n, p in inspect.signature(simulate_program).parame
 _STORE = "program.zarr"
 
 # Numbers that go to `simulate_program` as they are.
-_NUMBERS: dict[str, tuple[type, str]] = {
+_NUMBERS: dict[str, tuple[Any, str]] = {
     "exposures": (int, "Exposures of each visit."),
     "slits": (int, "Slitlets on each detector in each exposure."),
     "background_slits": (int, "How many of them hold no source."),
@@ -49,6 +49,10 @@ _NUMBERS: dict[str, tuple[type, str]] = {
     "pixel_flat": (float, "Pixel-to-pixel error of the flat; 0.004: as of CEERS slitlets."),
     "pedestal": (float, "Offset of each exposure, in units of the read noise of a pixel."),
     "sky_drift": (float, "Relative change of the sky from exposure to exposure."),
+    "sky_trend": (
+        (float, float),
+        "Relative change of sunlight and of thermal light from the first exposure to the last.",
+    ),
     "leak": (float, "Share of a source's light in wide wings."),
     "barshadow_mismatch": (float, "Error of the bar-shadow correction; 1: as of CEERS slitlets."),
     "seed": (int, "One seed gives the same programme in every format."),

@@ -41,7 +41,7 @@ def accumulate_normal(
     for g in range(moments.shape[0]):
         for i in range(spans.shape[0]):
             m = moments[g, spans[i]]
-            if m[0] == 0:
+            if not m.any():
                 continue
             for p in range(4):
                 data[p] = m[7 + p]

@@ -18,7 +18,7 @@ from .factor import low_rank
 from .penalised import Candidate, OnOffer, PenalisedSystem, best_of, check_choice
 from .thermal import mixed_ratio
 
-__all__ = ["Template"]
+__all__ = ["Template", "product_basis"]
 
 Array = NDArray[np.float64]
 
@@ -202,7 +202,7 @@ class Template(OnOffer):
             sizes.append(ratio.size)
             if ratio.size > problem.n_pixels:
                 continue
-            basis = _product(known, ratio)
+            basis = product_basis(known, ratio)
             system = PenalisedSystem.build(problem, basis, knots, spacing=spacing, prior=_PRIOR)
             strengths = self._strengths if spacing <= FINE else ()
             name = f"template, {spacing} px"
@@ -329,7 +329,7 @@ def _times_ratio(known: Array, ratio: Array) -> Array:
     return np.where(inside[:, None], out, np.nan)
 
 
-def _product(known: Array, ratio: Basis) -> Basis:
+def product_basis(known: Array, ratio: Basis) -> Basis:
     """Template times each function of the ratio, cubic on each span (see `Template`)."""
     # The ratio's basis reaches one span past the data, where the template may have ended: there
     # its last cubic goes on.

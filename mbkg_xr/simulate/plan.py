@@ -38,6 +38,7 @@ class Observing:
     flat_share: float
     pedestal: float
     sky_drift: float
+    sky_trend: tuple[float, float]
     contaminated_fraction: float
     contaminant_brightness: float
     contaminant_scatter: float
@@ -149,6 +150,10 @@ def plan_slits(observing: Observing) -> tuple[np.ndarray, dict[str, list]]:
         0.0, observing.sky_drift, (observing.visits * observing.exposures, 2)
     )
     drift -= drift.mean(axis=0)  # the sky asked for is the programme's mean
+    each = [(v, e) for v in range(observing.visits) for e in range(observing.exposures)]
+    times = np.array([_middle(visit, within) for visit, within in each])
+    if np.ptp(times) > 0:
+        drift += np.outer((times - times.mean()) / np.ptp(times), observing.sky_trend)
     for visit in range(observing.visits):
         slitlets = open_slitlets(observing, visit)
         for within in range(observing.exposures):
@@ -170,6 +175,11 @@ def plan_slits(observing: Observing) -> tuple[np.ndarray, dict[str, list]]:
                     ).items():
                         coords.setdefault(name, []).append(value)
     return np.array(records, PLAN), coords
+
+
+def _middle(visit: int, within: int) -> float:
+    """Middle of an exposure, mjd."""
+    return 60000.0 + visit + 0.0125 * within
 
 
 def _slit_record(
@@ -270,7 +280,7 @@ def _slit_coords(
         "shutter_row": slitlet.row,
         "shutter_column": slitlet.column,
         "n_shutters": slitlet.n_shutters,
-        "mjd": 60000.0 + visit + 0.0125 * within,
+        "mjd": _middle(visit, within),
         "is_background": background,
         "source_shutter": np.nan
         if background

@@ -61,6 +61,7 @@ def simulate_program(
     pixel_flat: float = 0.0,
     pedestal: float = 0.1,
     sky_drift: float = 0.01,
+    sky_trend: tuple[float, float] = (0.0, 0.0),
     outlier_fraction: float = 0.006,
     flagged_fraction: float = 0.05,
     error_scale: float = 1.2,
@@ -123,6 +124,9 @@ def simulate_program(
         read noise of one pixel (and, like it, larger where the throughput is low).
     sky_drift
         Relative standard deviation, from exposure to exposure, of sunlight and of thermal light.
+    sky_trend
+        Steady relative change of sunlight and of thermal light, from the first exposure to the
+        last.
     outlier_fraction, flagged_fraction
         Of pixels with an outlier no flag tells of, and with DO_NOT_USE and a wild value.
     error_scale
@@ -207,6 +211,13 @@ def simulate_program(
         detectors=detectors,
         calibration=calibration,
     )
+    if np.shape(sky_trend) != (2,) or not (np.abs(sky_trend) < 2).all():
+        raise ParameterError(
+            "bad value of sky_trend",
+            where="sky_trend",
+            expected="two numbers between -2 and 2, of sunlight and of thermal light",
+            found=sky_trend,
+        )
     if background_slits > slits:
         raise ParameterError(
             "more background slits than slits",
@@ -229,6 +240,7 @@ def simulate_program(
         flat_share=flat_share,
         pedestal=pedestal,
         sky_drift=sky_drift,
+        sky_trend=(float(sky_trend[0]), float(sky_trend[1])),
         contaminated_fraction=contaminated_fraction,
         contaminant_brightness=contaminant_brightness,
         contaminant_scatter=contaminant_scatter,
