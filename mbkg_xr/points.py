@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -26,10 +26,12 @@ _POSITIONS = {
 
 
 class Points:
-    """Flat points, from `query`. How many there are is known when they are read.
+    """Flat points, from `query`: a dataset of the dimension ``point`` that is not read yet.
 
-    ``points["flux"]`` and ``points[["flux", "nod"]]`` are points of fewer columns: what is not
-    wanted is not read.
+    How many points there are is known when they are read, which xarray has no form for. What is
+    asked of them is read then: ``points["flux"]`` or ``points.flux`` is that column as a DataArray
+    with its coordinates left behind, ``compute()`` all of them as a Dataset.
+    ``points[["flux", "nod"]]`` are points of fewer columns, not read: what is not wanted never is.
 
     Parameters
     ----------
@@ -50,6 +52,8 @@ class Points:
     >>> points = mx.query(ds, wavelength=(2.0, 2.01), yrel=(-0.2, 0.2))
     >>> points[["wavelength", "flux"]].compute().flux.dims
     ('point',)
+    >>> points.sizes["point"] == points.flux.size
+    True
     """
 
     def __init__(self, search: Search, columns: Sequence[str] | None = None):
@@ -68,8 +72,43 @@ class Points:
                 )
         self.columns: tuple[str, ...] = wanted
 
-    def __getitem__(self, columns: str | Sequence[str]) -> Points:
-        return Points(self._search, [columns] if isinstance(columns, str) else columns)
+    @overload
+    def __getitem__(self, columns: str) -> xr.DataArray: ...
+    @overload
+    def __getitem__(self, columns: list[str] | tuple[str, ...]) -> Points: ...
+    def __getitem__(self, columns: str | list[str] | tuple[str, ...]) -> Points | xr.DataArray:
+        if isinstance(columns, str):
+            return Points(self._search, [columns]).compute()[columns].reset_coords(drop=True)
+        return Points(self._search, columns)
+
+    def __getattr__(self, name: str) -> xr.DataArray:
+        if name not in self.__dict__.get("columns", ()):
+            raise AttributeError(f"no column or attribute {name!r} of these points")
+        return self[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.columns]
+
+    @property
+    def dims(self) -> tuple[str]:
+        """The one dimension."""
+        return ("point",)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many points there are, counted now."""
+        return {"point": self.count()}
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Attributes of the slit dataset."""
+        return dict(self._search.ds.attrs)
 
     def __repr__(self) -> str:
         ds = self._search.ds

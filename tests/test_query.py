@@ -277,6 +277,21 @@ def test_real_slitlets_from_their_files(real_files, real):
     assert table.exposure.dtype == "category"
 
 
+def test_points_answer_as_a_dataset_does(result):
+    points = mx.query(result, wavelength=(1.0, 1.1), nod=[1, 3], quality="good")
+    whole = points.compute()
+    assert points.sizes == dict(whole.sizes) and points.dims == ("point",)
+    assert set(points) == set(whole.variables) and "flux" in points and "fluxx" not in points
+    for name in ("flux", "wavelength", "slitlet", "exposure", "slit"):
+        column = whole[name].reset_coords(drop=True)
+        assert points[name].identical(column) and getattr(points, name).identical(column)
+    assert points.attrs == whole.attrs
+    with pytest.raises(AttributeError, match="fluxx"):
+        _ = points.fluxx
+    with pytest.raises(mx.MbkgError, match="fluxx"):
+        _ = points["fluxx"]
+
+
 def test_files(result, tmp_path):
     points = mx.query(result, wavelength=(1.0, 1.1), nod=[1, 3], quality="good")
     table = points.to_dataframe()
