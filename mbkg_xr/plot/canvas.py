@@ -20,6 +20,7 @@ __all__ = [
     "DIVERGING",
     "FEW",
     "LABELS",
+    "MANY",
     "MAX_PIXELS",
     "MAX_POINTS",
     "METHODS",
@@ -45,6 +46,8 @@ __all__ = [
 
 #: Pixels that a figure of all slits reads at most.
 MAX_PIXELS = 2_000_000
+#: Marks past which they are drawn small, beneath what is used.
+MANY = 2000
 #: Points past which a cloud is drawn as a two-dimensional histogram.
 MAX_POINTS = 100_000
 

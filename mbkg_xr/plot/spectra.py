@@ -24,6 +24,7 @@ from ..slit_terms import used_pixels
 from .canvas import (
     BAD,
     CMAP,
+    MANY,
     MAX_POINTS,
     SKY,
     WAVELENGTH,
@@ -106,7 +107,12 @@ def plot_cloud(ds: xr.Dataset, master: xr.Dataset, *, ax: Axes | None = None) ->
         f"beyond {pixels.limit:.1f} σ: {clipped.sum():,} (the fit left out {n - used:,} of {n:,})"
     )
     style = {"color": BAD, "ms": 4, "mew": 1, "clip_on": False, "label": label}
-    handles = [handle, *ax.plot(wavelength[clipped], shown[clipped], "x", **style)]
+    mark = "x"
+    if clipped.sum() > MANY:
+        # Whole shutters may be left out: beneath the others, so that they do not hide them.
+        mark, style = ".", {**style, "ms": 2, "mew": 0, "zorder": 0.5}
+    handles = [handle, *ax.plot(wavelength[clipped], shown[clipped], mark, **style)]
+    handles[-1].set_rasterized(True)
     handles += ax.plot(at, sky, color=SKY, lw=1.2, label=f"master: {_model(master)}")
     handles[-1].set_path_effects([withStroke(linewidth=2.2, foreground="white")])
     band = ax.fill_between(at, sky - 3 * error, sky + 3 * error, color=SKY, alpha=0.35, lw=0)
