@@ -13,13 +13,18 @@ import mbkg_xr as mx
 
 
 @lru_cache(maxsize=1)
-def real_nods(folder: str) -> dict[str, float]:
-    """Each nod predicted from the two others, beside nodding, on the pixels both have."""
+def real_slitlets(folder: str) -> xr.Dataset:
     files = sorted(Path(folder).glob("*.fits"))
     if not files:
         raise NotAvailableError(f"no slitlets in {folder}")
     ds = next(iter(mx.open_program(files).children.values())).to_dataset().compute()
-    ds = mx.select_background(ds)
+    return mx.select_background(ds)
+
+
+@lru_cache(maxsize=1)
+def real_nods(folder: str) -> dict[str, float]:
+    """Each nod predicted from the two others, beside nodding, on the pixels both have."""
+    ds = real_slitlets(folder)
     master = mx.fit_master(ds, leave_out="nod")
     held = mx.residuals(mx.subtract(ds, master, heldout=True)).compute()
     nods = mx.residuals(mx.subtract_nods(ds)).compute()
