@@ -127,7 +127,7 @@ def reduce_blocks(
     graph[state] = (Constant(shared),)
     starts = np.concatenate([[0], np.cumsum(chunks)[:-1]]).tolist()
     parts: list[Hashable] = [(f"block-{state}", i) for i in range(len(chunks))]
-    call = Call(block)
+    call, tasks = Call(block), list(parts)
     for part, start, keys in zip(parts, starts, columns, strict=True):
         graph[part] = (call, start, list(keys), state)
     merge, level = Call(partial(reduce, add)), 0
@@ -138,7 +138,9 @@ def reduce_blocks(
         lots = [parts[i : i + 8] for i in range(0, len(parts), 8)]
         parts = [(f"sum-{state}", level, i) for i in range(len(lots))]
         graph |= {part: (merge, lot) for part, lot in zip(parts, lots, strict=True)}
-    return reduce(add, completed(fused(graph, parts), parts, local=not lazy))
+        tasks += parts
+    # Blocks and sums stay tasks of their own: all in one would be done one after the other.
+    return reduce(add, completed(fused(graph, tasks), parts, local=not lazy))
 
 
 _FETCHED = 64
@@ -177,13 +179,17 @@ def aligned(
     if not lazy:
         cuts = {*range(length, arrays[0].shape[0], length), arrays[0].shape[0]}
     chunks = tuple(np.diff([0, *sorted(cuts)]).tolist())
-    graph: dict = {}
+    layers: dict = {}
     columns = []
     for array in arrays:
         array = _in_chunks(array, chunks)
-        graph.update(array.__dask_graph__())
+        # Columns have most of their layers in common: each is written out once.
+        layers.update(array.dask.layers)
         zeros = (0,) * (array.ndim - 1)
         columns.append([(array.name, i, *zeros) for i in range(len(chunks))])
+    graph: dict = {}
+    for layer in layers.values():
+        graph.update(layer)
     return chunks, graph, list(zip(*columns, strict=True))
 
 

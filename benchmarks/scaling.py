@@ -1,0 +1,212 @@
+"""How time and memory grow with the number of slits, from Zarr, out of core.
+
+    python benchmarks/scaling.py [--slits 1000 10000] [--large] [--exposures 9] [--repeat 3]
+
+Prints one JSON line. In memory, two threads, nine exposures of 60 PRISM slits: Mpixel/s of each
+step and of the whole chain, one pass beside a weighted scipy B-spline on the same selected pixels,
+and the chain beside the official step's 0.022 Mpixel/s. From Zarr: a pass beside only reading the
+same arrays, in turns. For each number of slits, in a process of its own: fit, subtract and write,
+with wall and processor time and peak memory beside the prediction; the same on a cluster of two
+processes for the smallest. `--large` adds 10^5 slits (some minutes, 25 GB of disk).
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import dask
+import numpy as np
+from scipy.interpolate import make_lsq_spline
+
+import mbkg_xr as mx
+from mbkg_xr.blocks import reduce_blocks
+from mbkg_xr.cli.cluster import on_cluster
+from mbkg_xr.columns import packed
+from mbkg_xr.moments import PassState, accumulate
+from mbkg_xr.spans import span_grid
+
+OFFICIAL = 0.022  # Mpixel/s of the official step on the machine of the measurements
+TRUTH = ["true_background", "true_sky", "outlier"]
+COLUMNS = ["flux", "error", "wavelength", "yrel", "var_rnoise", "var_poisson"]
+
+
+def timed(function):
+    wall, cpu = time.perf_counter(), time.process_time()
+    function()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def in_turns(repeat, **steps):
+    """Median wall and processor time of each; the first round compiles."""
+    rounds = [{name: timed(step) for name, step in steps.items()} for _ in range(repeat + 1)]
+    return {name: np.median([r[name] for r in rounds[1:]], axis=0) for name in steps}
+
+
+def pass_state(ds, grid, master):
+    n = grid.size
+    return PassState(
+        np.nan_to_num(master.expected.values),
+        gain=master.photon_gain.values,
+        floor=np.zeros(n),
+        centre=np.zeros(n),
+        cut=np.full(n, 4.0),
+        usual=np.full(n, np.inf),
+    )
+
+
+def in_memory(exposures, repeat):
+    ds = mx.simulate_program(exposures=exposures, slits=60, background_slits=15)
+    ds = ds.drop_vars(TRUTH).persist()
+    selected = mx.select_background(ds).persist()
+    master = mx.fit_master(selected)
+    grid = span_grid(ds)
+    sky = packed(selected, 2**33)
+    state, groups = pass_state(ds, grid, master), np.zeros(ds.sizes["slit"], dtype=np.int64)
+    use = selected.selected.values
+    wave, flux, error = (selected[k].values[use] for k in ("wavelength", "flux", "error"))
+    order = np.argsort(wave)
+    wave, flux, error = (a[order].astype(float) for a in (wave, flux, error))
+    inner = np.unique(master.knots.values)[1:-1]
+    inner = inner[(inner > wave[0]) & (inner < wave[-1])]
+    knots = np.concatenate([[wave[0]] * 4, inner, [wave[-1]] * 4])
+
+    def sweep(made, names):
+        def block(start, arrays, shared):
+            return sum(float(np.nansum(a[0, 0])) for a in arrays)
+
+        return reduce_blocks(made, names, block, lambda a, b: a + b)
+
+    def subtracted():
+        result = mx.residuals(mx.subtract(selected, master))
+        return sweep(result, ["flux", "error", "background", "background_error", "residual"])
+
+    def chain():
+        chosen = mx.select_background(ds)
+        result = mx.residuals(mx.subtract(chosen, mx.fit_master(chosen)))
+        return sweep(result, ["flux", "error", "background", "background_error", "residual"])
+
+    times = in_turns(
+        repeat,
+        select=lambda: sweep(mx.select_background(ds), ["selected"]),
+        fit_pass=lambda: accumulate(sky, grid, state, groups, 1),
+        subtract=subtracted,
+        chain=chain,
+        scipy=lambda: make_lsq_spline(wave, flux, knots, 3, w=1 / error),
+    )
+    pixels = ds.flux.size / 1e6
+    row = {f"memory_{k}_mpixel_s": round(pixels / t[0], 2) for k, t in times.items()}
+    row |= {f"memory_{k}_mpixel_s_of_cpu": round(pixels / t[1], 2) for k, t in times.items()}
+    return row | {
+        "memory_mpixel": round(pixels, 2),
+        "passes": int(master.sizes["pass"]),
+        "pass_over_scipy": round(times["scipy"][0] / times["fit_pass"][0], 1),
+        "chain_over_scipy": round(times["scipy"][0] / times["chain"][0], 2),
+        "chain_over_official": round(pixels / times["chain"][0] / OFFICIAL),
+    }
+
+
+def reading(store, repeat):
+    """A pass that reads its pixels again, beside reading alone."""
+    ds = mx.select_background(opened(store))
+    few = ds.isel(slit=slice(0, 256))
+    master = mx.fit_master(few, model=mx.BSpline(spacing=8, penalty=1e-2))
+    grid = span_grid(ds)
+    sky = packed(ds, 0)
+    state, groups = pass_state(ds, grid, master), np.zeros(ds.sizes["slit"], dtype=np.int64)
+
+    def read():
+        return reduce_blocks(ds, COLUMNS, lambda i, a, s: len(a), lambda a, b: a + b)
+
+    times = in_turns(repeat, read=read, fit_pass=lambda: accumulate(sky, grid, state, groups, 1))
+    pixels = ds.flux.size / 1e6
+    return {
+        "zarr_read_mpixel_s": round(pixels / times["read"][0], 2),
+        "zarr_pass_mpixel_s": round(pixels / times["fit_pass"][0], 2),
+        "pass_over_reading": round(times["fit_pass"][0] / times["read"][0], 3),
+        "pass_over_reading_cpu": round(times["fit_pass"][1] / times["read"][1], 3),
+    }
+
+
+def opened(store):
+    (node,) = mx.open_program(store).children.values()
+    return node.to_dataset()
+
+
+def one(store, out, cluster):
+    """Fit, subtract and write; what `run` does without comparing."""
+    ds = opened(store)
+    predicted = mx.predict_memory(ds, memory=2 * 10**9)
+    laps = {}
+
+    def lap(name, function):
+        laps[name], _ = timed(function)
+
+    with on_cluster(cluster, workers=2):
+        start, cpu = time.perf_counter(), time.process_time()
+        selected = mx.select_background(ds)
+        made = {}
+        lap("fit", lambda: made.update(m=mx.fit_master(selected, memory=predicted.kept)))
+        result = mx.residuals(mx.subtract(selected, made["m"]))
+        lap("write", lambda: mx.save(result, out, overwrite=True))
+        wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    laps = {name: round(value, 1) for name, value in laps.items()}
+    row = {"slits": ds.sizes["slit"], "s": round(wall, 1), "cpu_s": round(cpu, 1), **laps}
+    row |= {"peak_gb": round(peak / 1e9, 3), "predicted_gb": round(predicted.total / 1e9, 3)}
+    print(json.dumps(row))
+
+
+def child(*args):
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, args)], check=True, stdout=subprocess.PIPE, text=True
+    )
+    print(done.stdout.splitlines()[-1], file=sys.stderr)  # the large ones take their time
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--slits", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--exposures", type=int, default=9)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--folder", help="where stores are made  [default: a temporary one]")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--cluster", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    dask.config.set(num_workers=2)
+    if options.one:
+        one(*options.one, options.cluster)
+        return
+    row = in_memory(options.exposures, options.repeat)
+    print(json.dumps(row), file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        sizes = [*options.slits, *([100_000] if options.large else [])]
+        rows = {}
+        for n in sizes:
+            store, out = Path(folder) / f"{n}.zarr", Path(folder) / "out.zarr"
+            made = mx.simulate_program(exposures=max(n // 60, 1), slits=60, background_slits=15)
+            mx.save(made.drop_vars(TRUTH), store)
+            rows[n] = child("--one", store, out)
+            if n == sizes[0]:
+                row |= reading(store, options.repeat)
+                print(json.dumps(row), file=sys.stderr)
+                rows["cluster"] = child("--one", store, out, "--cluster", "local")
+        row["runs"] = list(rows.values())
+        first, last = rows[sizes[0]], rows[sizes[-1]]
+        row["cluster_over_threads"] = round(rows["cluster"]["s"] / first["s"], 2)
+        for a, b in pairwise(sizes):
+            row[f"time_{b}_over_{a}"] = round(rows[b]["s"] / rows[a]["s"], 2)
+            row[f"peak_{b}_over_{a}"] = round(rows[b]["peak_gb"] / rows[a]["peak_gb"], 3)
+        row["largest_s"], row["largest_peak_gb"] = last["s"], last["peak_gb"]
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
