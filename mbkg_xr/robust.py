@@ -60,8 +60,10 @@ def _noise(sums: PassSums, n_spans: int) -> tuple[Array, Array]:
     The second is what is left of the mean error^2. It is one number a bin, since error^2 less the
     photon noise of a pixel's own counts would follow the datum again.
     """
-    kernel = np.ones(5)
-    n, x, photon, e2, xx, xe = (np.convolve(c, kernel, "same") for c in sums.noise.T)
+    # A slope asks for many pixels; a ratio of sums does not, and the sensitivity changes fast at
+    # the ends of the range.
+    known = sums.noise[:, 2].sum() > 0
+    n, x, photon, e2, xx, xe = _about(sums.noise, (1, 3, 5) if known else (5,)).T
     with np.errstate(invalid="ignore", divide="ignore"):
         slope = (n * xe - x * e2) / (n * xx - x * x)
         gain = np.clip(np.where(photon > 0, photon / x, slope), 0, e2 / x)
@@ -75,6 +77,16 @@ def _noise(sums: PassSums, n_spans: int) -> tuple[Array, Array]:
         np.interp(spans, middle[good], gain[good]),
         np.interp(spans, middle[good], read[good]),
     )
+
+
+def _about(sums: Array, widths: tuple[int, ...]) -> Array:
+    """Sums over each bin and its neighbours: the fewest bins of `widths` that hold enough."""
+    out = sums
+    for width in widths:
+        wider = np.array([np.convolve(column, np.ones(width), "same") for column in sums.T]).T
+        few = out[:, :1] < BIN_PIXELS if width > widths[0] else np.ones((sums.shape[0], 1), bool)
+        out = np.where(few, wider, out)
+    return out
 
 
 def scatter_of(sums: PassSums) -> float:

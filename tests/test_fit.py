@@ -7,6 +7,7 @@ import xarray as xr
 
 import mbkg_xr as mx
 from mbkg_xr.simulate import CLEAN
+from mbkg_xr.spans import span_grid
 
 RANGES = [(0.7, 1.45), (1.45, 2.2), (2.2, 2.95), (2.95, 3.7), (3.7, 4.45), (4.45, 5.2)]
 
@@ -358,3 +359,25 @@ def test_not_a_model(selected):
     for model in ("bspline", mx.BSpline):
         with pytest.raises(mx.MbkgError, match="not a model"):
             mx.fit_master(selected, model=model)
+
+
+def test_photon_gain_follows_the_sensitivity(bright_gain):
+    """What the master says all photons' variance is, against the pixels' own, in narrow ranges."""
+    ds, master = bright_gain
+    good = ds.selected.values & (ds.error.values < 1) & np.isfinite(ds.wavelength.values)
+    wave = ds.wavelength.values[good].astype(float)
+    time = np.broadcast_to(ds.exposure_time.values[:, None, None], good.shape)[good]
+    light = np.maximum(ds.flux.values[good], 0) * 1000 / time
+    found = light * np.interp(wave, span_grid(ds).centres, master.photon_gain.values)
+    edges = np.array([0.75, 0.85, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0])
+    ratio, _ = np.histogram(wave, edges, weights=ds.var_poisson.values[good])
+    ratio = ratio / np.histogram(wave, edges, weights=found)[0]
+    np.testing.assert_allclose(ratio, 1, atol=0.06)
+    assert 1.13 < master.attrs["scatter"] < 1.21  # 1.2 was simulated
+
+
+@pytest.fixture(scope="module")
+def bright_gain():
+    ds = mx.simulate_program(exposures=2, slits=6, background_slits=6, seed=1, **CLEAN)
+    ds = mx.select_background(ds.compute())
+    return ds, mx.fit_master(ds, model=mx.BSpline(spacing=6), scales=None, profile=False)
