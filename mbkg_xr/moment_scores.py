@@ -130,8 +130,10 @@ def _model_of(master: xr.Dataset) -> Model:
     """The model of a master with its choice, from what the master says."""
     attrs, name = master.attrs, master.attrs["model"]
     if name == "bspline":
+        even = "spacing" in attrs
         return BSpline(
-            spacing=int(attrs["spacing"]),
+            spacing=int(attrs["spacing"]) if even else None,
+            knots=None if even else tuple(master["knots"].values[3:-3].tolist()),
             penalty=float(attrs["penalty"]),
             adapted=bool(attrs["adapted"]),
         )

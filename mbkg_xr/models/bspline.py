@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,7 +24,7 @@ FINE = 4
 
 @dataclass(frozen=True)
 class BSpline(OnOffer):
-    """Penalised cubic spline with knots uniform in detector pixels.
+    """Penalised cubic spline with knots uniform in detector pixels, or where they are wanted.
 
     Minimises ``sum w (y - S)^2 + sum_j d_j (second difference of c)_j^2`` (Eilers & Marx 1996), in
     linear flux, S being the mean of the spline over each pixel. The weights ``d_j`` are either one
@@ -45,6 +46,10 @@ class BSpline(OnOffer):
         only, where `penalty` is given).
     spacings, penalties, strengths
         The candidates: knot distances, common penalties, and factors of the adapted one.
+    knots
+        Wavelengths of the knots in um, in place of any spacing; each is moved to the nearest edge
+        of a detector pixel, and the ends of the data are knots, too. The penalty is on differences
+        of the coefficients: where knots are closer the sky may bend more.
     criterion
         What is lowest in the model that is chosen: ``"heldout"`` (chi2 a pixel of slits left out;
         GCV where there is only one), ``"gcv"``, ``"aicc"`` or ``"bic"``.
@@ -63,6 +68,7 @@ class BSpline(OnOffer):
     spacings: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24)
     penalties: tuple[float, ...] = tuple(10.0**k for k in range(-5, 4))
     strengths: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    knots: tuple[float, ...] | None = None
     criterion: str = "heldout"
     one_error: bool = False
     name: str = field(default="bspline", init=False)
@@ -74,7 +80,9 @@ class BSpline(OnOffer):
                 "no candidate", expected="at least one spacing and one penalty", found="none"
             )
         check_choice(self._spacings, self._penalties + self._strengths, self.criterion)
-        if self.adapted and min(self._spacings) > FINE:
+        if self.knots is not None:
+            _check_knots(self.knots, self.spacing)
+        elif self.adapted and min(self._spacings) > FINE:
             raise ParameterError(
                 "knots too far apart for an adapted penalty",
                 expected=f"a spacing of at most {FINE} detector pixels",
@@ -94,7 +102,7 @@ class BSpline(OnOffer):
         chosen = fitted.description
         return replace(
             self,
-            spacing=int(chosen["spacing"]),
+            spacing=None if self.knots is not None else int(chosen["spacing"]),
             penalty=float(chosen["penalty"]),
             adapted=bool(chosen["adapted"]),
         )
@@ -108,32 +116,57 @@ class BSpline(OnOffer):
 
     def candidates(self, problem: Problem) -> list[Candidate]:
         """All candidates with their scores."""
-        first, last = problem.domain
         out: list[Candidate] = []
-        for spacing in self._spacings:
-            knots, basis = spline_basis(problem.grid, first, last, spacing)
+        smallest = problem.grid.size
+        for spacing, knots, basis in self.bases(problem):
+            smallest = min(smallest, basis.size)
             if basis.size > problem.n_pixels:
                 continue
-            system = PenalisedSystem.build(problem, basis, knots, spacing=spacing)
+            even = self.knots is None
+            system = PenalisedSystem.build(problem, basis, knots, spacing=spacing, even=even)
             strengths = self._strengths if spacing <= FINE else ()
-            out += system.candidates(f"{spacing} px", self._penalties, strengths)
-        if not out:
-            smallest = _smallest_basis(first, last, self._spacings)
-            if smallest <= problem.n_pixels:
-                raise no_solution("B-spline")
-            raise too_few_pixels(problem.n_pixels, smallest, "B-spline")
-        return out
+            name = f"{spacing} px" if even else "knots as given"
+            out += system.candidates(name, self._penalties, strengths)
+        if out:
+            return out
+        if smallest <= problem.n_pixels:
+            raise no_solution("B-spline")
+        raise too_few_pixels(problem.n_pixels, smallest, "B-spline")
+
+    def bases(self, problem: Problem) -> Iterator[tuple[int, Array, Basis]]:
+        """Spacing in detector pixels (of given knots their least), knots and basis of each."""
+        first, last = problem.domain
+        if self.knots is None:
+            for spacing in self._spacings:
+                yield spacing, *spline_basis(problem.grid, first, last, spacing)
+            return
+        u = problem.grid.pixel_coordinate(self.knots)
+        inner = np.unique(np.rint(u[(u > first) & (u < last)]).astype(int))
+        inner = np.concatenate([[first], inner[(inner > first) & (inner < last)], [last]])
+        yield int(np.diff(inner).min()), *basis_on(problem.grid, inner)
 
 
-def _smallest_basis(first: int, last: int, spacings: tuple[int, ...]) -> int:
-    """Coefficients of the coarsest candidate."""
-    return 3 + max(1, round((last - first) / max(spacings)))
+def _check_knots(knots: tuple[float, ...], spacing: int | None) -> None:
+    wanted = np.asarray(knots, dtype=float)
+    increasing = wanted.ndim == 1 and bool(np.all(np.diff(wanted) > 0))
+    if spacing is not None or not (increasing and np.isfinite(wanted).all()):
+        raise ParameterError(
+            "unusable knots",
+            where="knots",
+            expected="increasing wavelengths in um, and no spacing beside them",
+            found=f"{wanted.size} knots, spacing={spacing}",
+        )
 
 
 def spline_basis(grid: SpanGrid, first: int, last: int, spacing: int) -> tuple[Array, Basis]:
-    """Cubic B-splines on the spans of a domain, continued by one span at either end."""
+    """Cubic B-splines with knots every `spacing` spans of a domain."""
     pieces = max(1, round((last - first) / spacing))
-    inner = np.round(np.linspace(first, last, pieces + 1)).astype(int)
+    return basis_on(grid, np.round(np.linspace(first, last, pieces + 1)).astype(int))
+
+
+def basis_on(grid: SpanGrid, inner: NDArray[np.int64]) -> tuple[Array, Basis]:
+    """Cubic B-splines with knots on some edges of spans, continued by one span at either end."""
+    first, last = int(inner[0]), int(inner[-1])
     edges = grid.edges[inner]
     # Knots past the ends go on at the outer distance: the penalty then treats the ends as any
     # other place, which knots heaped up at the ends do not.

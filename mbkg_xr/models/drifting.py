@@ -38,7 +38,7 @@ from .basis import (
     normal_equations,
     scores_of,
 )
-from .bspline import BSpline, spline_basis
+from .bspline import BSpline
 from .factor import low_rank
 from .penalised import PenalisedSystem
 from .template import product_basis
@@ -123,9 +123,9 @@ class DriftSystem:
         self.problem, self.changing, self.fitted = problem, changing, fitted
         self.known = fitted.polynomial
         self.order = int(np.sqrt(2 * changing.shape[0] + 2)) - 1
-        assert model.spacing is not None and model.penalty is not None
-        knots, basis = spline_basis(problem.grid, *problem.domain, model.spacing)
-        self.mean = PenalisedSystem.build(problem, basis, knots, spacing=model.spacing)
+        assert model.penalty is not None
+        spacing, knots, basis = next(model.bases(problem))
+        self.mean = PenalisedSystem.build(problem, basis, knots, spacing=spacing)
         self.weight = model.penalty * (self.mean.adapted_penalty() if model.adapted else 1.0)
         self.width, self.size = self.order + 1, basis.size
         change = product_basis(_floored(fitted.polynomial, basis), basis)

@@ -72,6 +72,9 @@ def low_rank(rows: Array, loss: float = LOSS) -> Array:
     scaled = rows / np.where(size > 0, size, 1.0)
     _, vectors = eigh(scaled.T @ scaled)
     turned = scaled @ vectors[:, ::-1]
+    # The sign of an eigenvector is anyone's: fixed here, the same sums give the same factor.
+    largest = turned[np.abs(turned).argmax(axis=0), np.arange(turned.shape[1])]
+    turned *= np.where(largest < 0, -1.0, 1.0)
     left = 1 - np.cumsum(np.square(turned), axis=1)
     enough = np.where(size > 0, left, 0.0).max(axis=0) <= loss
     rank = int(np.argmax(enough)) + 1 if enough.any() else enough.size

@@ -68,7 +68,9 @@ class PenalisedSystem:
     knots
         Wavelengths of its knots.
     spacing
-        Their distance in detector pixels.
+        Their distance in detector pixels, the least where it is not the same for all.
+    even
+        Whether it is.
     prior
         An adapted penalty is drawn to its median over the band with the weight of so many
         differences: without evidence that the sky is rougher there than elsewhere it stays.
@@ -84,6 +86,7 @@ class PenalisedSystem:
     averaged: Basis
     knots: Array
     spacing: int
+    even: bool
     prior: float
     bands: Array
     rhs: Array
@@ -98,6 +101,7 @@ class PenalisedSystem:
         knots: Array,
         *,
         spacing: int,
+        even: bool = True,
         prior: float = 0.5,
     ) -> PenalisedSystem:
         averaged = Basis(
@@ -118,7 +122,9 @@ class PenalisedSystem:
         near = np.convolve(bands.sum(axis=0)[0], np.ones(5) / 5)[2:-2]
         near = np.sqrt(np.maximum(near, 0.01 * np.median(near)))
         information = near[:-2] * near[2:]
-        return cls(problem, basis, averaged, knots, spacing, prior, bands, rhs, scored, information)
+        return cls(
+            problem, basis, averaged, knots, spacing, even, prior, bands, rhs, scored, information
+        )
 
     @cached_property
     def total(self) -> tuple[Array, Array]:
@@ -270,7 +276,7 @@ class PenalisedSystem:
             if scores is None:
                 continue
             described: dict[str, float | str] = {
-                "spacing": float(self.spacing),
+                "spacing": float(self.spacing) if self.even else np.nan,
                 "penalty": float(penalty),
                 "adapted": float(is_adapted),
             }
