@@ -27,6 +27,9 @@ __all__ = ["evaluate", "identity", "master_grid", "sample_master"]
 
 Array = NDArray[np.float64]
 
+#: Raised whenever masters get or lose something that is needed to subtract them.
+MASTER_LAYOUT = 2
+
 
 def build_master(
     fitted: Fitted,
@@ -121,6 +124,7 @@ def build_master(
         coords,
         attrs={
             "mbkg_xr_schema": SCHEMA_VERSION,
+            "master_layout": MASTER_LAYOUT,
             **attrs,
             **description,
             "dof": float(fitted.dof),
@@ -230,13 +234,22 @@ def master_grid(master: xr.Dataset) -> SpanGrid:
     Raises
     ------
     DatasetError
-        Where the dataset is not a master.
+        Where the dataset is not a master, or one laid out by another version of mbkg_xr.
     """
     if "polynomial" not in master or "edge" not in master.coords:
         raise DatasetError(
             "not a master spectrum",
             expected="a dataset from fit_master",
             found=" ".join(map(str, master.data_vars)) or "no variables",
+        )
+    layout = int(master.attrs.get("master_layout", 0))
+    if layout != MASTER_LAYOUT:
+        newer = layout > MASTER_LAYOUT
+        raise DatasetError(
+            "a master of another version of mbkg_xr",
+            expected=f"layout {MASTER_LAYOUT}",
+            found=f"layout {layout}",
+            remedy="update mbkg_xr" if newer else "fit it anew",
         )
     return SpanGrid(master["edge"].values)
 

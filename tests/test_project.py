@@ -133,3 +133,12 @@ def test_either_direction_of_dispersion(selected, master, direction):
     found = mx.project_master(turned, master).background.values[..., ::direction]
     expected = mx.project_master(ds, master).background.values
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("layout", "remedy"), [(0, "fit it anew"), (99, "update mbkg_xr")])
+def test_a_master_of_another_version(selected, master, layout, remedy):
+    other = master.assign_attrs(master_layout=layout)
+    if not layout:
+        del other.attrs["master_layout"]
+    with pytest.raises(mx.MbkgError, match=f"another version.*layout {layout}.*{remedy}"):
+        mx.subtract(selected, other)
