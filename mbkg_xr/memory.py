@@ -21,9 +21,9 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 #: Bytes of Python and its libraries, kernels compiled; measured.
-BASE = 450 * 10**6
+BASE = 600 * 10**6
 #: Blocks of a pixel variable that one task holds at most: what it read, made and encodes.
-_ARRAYS = 24
+_ARRAYS = 32
 #: Bytes a slit: sums by shutter and bin, scales, their covariances, and the mask of its pixels.
 _A_SLIT = 12_000
 #: Chunks that wait for others, beside those being worked on: partial sums and other nods.
@@ -134,8 +134,10 @@ def _of_one(ds: xr.Dataset, threads: int, memory: int | None) -> Prediction:
     working = threads * _ARRAYS * chunk + _WAITING * 3 * chunk
     least = Prediction(BASE, working, n * _A_SLIT, 0, threads, chunk)
     room = 2**30 if memory is None else min(2**30, max(memory - least.total, 0))
-    # All columns, or the packed ones; at most what there is room for.
-    kept = min(room, int(1.25 * 29 * n * ny * nx)) if lazy else ds.nbytes
+    # All columns of 29 bytes a pixel and the packed ones; or these alone, of a third of the pixels.
+    columns, packed = (int(size * n * ny * nx) + 1 for size in (1.25 * 29, 25 / 3))
+    kept = columns if columns <= room else min(room, packed)
+    kept = kept if lazy else ds.nbytes + packed
     return Prediction(BASE, working, n * _A_SLIT, kept, threads, chunk)
 
 
