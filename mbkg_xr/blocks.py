@@ -36,7 +36,7 @@ def map_slits(
     plane: tuple[int, int] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Apply a block function to aligned pixel arrays, lazily where the template is lazy.
+    """Apply a block function to aligned pixel arrays, lazily where any of them is lazy.
 
     Parameters
     ----------
@@ -59,12 +59,13 @@ def map_slits(
     """
     data = template.data
     shaped = [np.asarray(a)[:, None, None] if a.ndim == 1 else a for a in arrays]
-    if not isinstance(data, da.Array):
+    lazy = next((a for a in (data, *shaped) if isinstance(a, da.Array)), None)
+    if lazy is None:
         made = function(*shaped, **kwargs)
         if not isinstance(dtype, tuple):
             return made.astype(dtype, copy=False)
         return tuple(m.astype(d, copy=False) for m, d in zip(made, dtype, strict=True))
-    chunks: tuple = (data.chunks[0], (data.shape[1],), (data.shape[2],))
+    chunks: tuple = (lazy.chunks[0], (data.shape[1],), (data.shape[2],))
     several = isinstance(dtype, tuple)
     last: dict[str, Any] = {}
     if plane is not None:
@@ -73,7 +74,7 @@ def map_slits(
         chunks, last = (*chunks, (outputs,)), {"new_axis": 3}
     made = da.map_blocks(
         function,
-        *[_in_chunks(a, data.chunks[0]) for a in shaped],
+        *[_in_chunks(a, lazy.chunks[0]) for a in shaped],
         # What is large travels once, not with every task.
         **{k: v if _is_small(v) else dask.delayed(v, traverse=False) for k, v in kwargs.items()},
         dtype=object if several else dtype,

@@ -93,3 +93,11 @@ def test_aligned_takes_what_comes():
         found = dask.get(graph, list(keys))
         assert [f.shape for f in found] == [(n, 2, 2)] * 3
         assert [float(np.max(f)) for f in found] == [0, 1, 2]
+
+
+def test_pixels_in_memory_beside_lazy_ones(selected, master):
+    """As where a programme in memory takes its geometry from the result's store."""
+    ds = selected.compute()
+    mixed = ds.assign_coords(wavelength=ds.wavelength.chunk({"slit": 5}))
+    found = mx.residuals(mx.subtract(mixed, master)).compute()
+    xr.testing.assert_equal(found, mx.residuals(mx.subtract(ds, master)))
