@@ -29,6 +29,7 @@ __all__ = [
     "HISTOGRAM_EDGES",
     "N_MOMENTS",
     "REFERENCE_TIME",
+    "TAPER",
     "PassState",
     "PassSums",
     "accumulate",
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 N_MOMENTS = 12
+#: Part of the clipping limit over which weights fall: with 4 sigma, from 3.5 to 4.5.
+TAPER = 0.125
 _Z_MAX, _Z_STEP = 20.0, 0.02
 HISTOGRAM_EDGES = np.linspace(-_Z_MAX, _Z_MAX, round(2 * _Z_MAX / _Z_STEP) + 1)
 #: Exposure time in s to which the photon noise gain refers.
@@ -58,7 +61,9 @@ class PassState:
     floor
         ``(span,)``, read variance where the data do not give it pixel by pixel.
     centre, cut
-        ``(span,)``, a pixel is used where ``|z - centre| <= cut``.
+        ``(span,)``, pixels are used to about ``|z - centre| = cut``: from `TAPER` of it below to
+        as much above, their weight falls from 1 to 0 (as Hampel's (1974) psi does), so that no
+        pixel at the edge goes in and out for ever. Logarithms are cut sharply.
     unit
         What z is measured in: the scatter over the error, where that is far from 1.
     usual
@@ -183,19 +188,23 @@ def _accumulate_block(
                     histogram[b, n_z + 1] += 1
                 else:
                     histogram[b, 1 + min(n_z - 1, int((away + z_max) / z_step))] += 1
-                if not abs(away - centre[n]) <= cut[n]:
+                trust = np.float64(abs(away - centre[n]) <= cut[n])
+                if not log:
+                    trust = (1 + TAPER - abs(away - centre[n]) / cut[n]) / (2 * TAPER)
+                if not trust > 0:
                     continue
+                trust = min(trust, 1.0)
                 if e2 <= usual[n] * usual[n] and np.isfinite(photon):
                     x = max(y, 0.0) * time_factor[s]
-                    noise[b, 0] += 1
-                    noise[b, 1] += x
-                    noise[b, 2] += photon
-                    noise[b, 3] += e2
-                    noise[b, 4] += x * x
-                    noise[b, 5] += x * e2
+                    noise[b, 0] += trust
+                    noise[b, 1] += trust * x
+                    noise[b, 2] += trust * photon
+                    noise[b, 3] += trust * e2
+                    noise[b, 4] += trust * x * x
+                    noise[b, 5] += trust * x * e2
                 # From here on as if the slit saw the master itself.
                 y = (y - other) / share
-                w = share * share / variance
+                w = trust * share * share / variance
                 if log:
                     if y <= 0:
                         continue

@@ -90,8 +90,10 @@ def plain_pixels(ds: xr.Dataset, master: xr.Dataset) -> Pixels:
     variance = np.where(rest > 0, rest + gain * np.maximum(expected, 0), error**2)
     away = (flux - expected) / np.sqrt(variance) / master.attrs["clip_unit"]
     used &= share > 0.01
-    used &= np.abs(away - master.clip_centre.values[n]) <= master.clip_cut.values[n]
-    y, w = (flux - other) / share, share**2 / variance
+    beyond = np.abs(away - master.clip_centre.values[n]) / master.clip_cut.values[n]
+    trust = np.clip((1.125 - beyond) / 0.25, 0, 1)
+    used &= trust > 0
+    y, w = (flux - other) / share, trust * share**2 / variance
     return Pixels(slit[used], n[used], t[used], y[used], w[used], selected)
 
 

@@ -53,10 +53,12 @@ def _plain(ds, grid, state, groups, n_groups):
     histogram = np.zeros((-(-grid.size // BIN_SPANS), HISTOGRAM_EDGES.size + 1), dtype=int)
     place = np.clip(np.floor((z + 20) / 0.02).astype(int), -1, HISTOGRAM_EDGES.size - 1) + 1
     np.add.at(histogram, (n[ok] // BIN_SPANS, place[ok]), 1)
-    used = ok & (np.abs(z - state.centre[n]) <= state.cut[n])
+    beyond = np.abs(z - state.centre[n]) / state.cut[n]
+    trust = np.where(beyond <= 1, 1.0, 0.0) if state.log else np.clip((1.125 - beyond) / 0.25, 0, 1)
+    used = ok & (trust > 0)
     if state.log:
         used &= flux > 0
-    weight = np.ones_like(flux) if state.log else 1 / variance
+    weight = np.ones_like(flux) if state.log else trust / variance
     y = np.log(np.where(used, flux, 1.0)) if state.log else flux
     moments = np.zeros((n_groups, grid.size, N_MOMENTS))
     for m in range(7):
