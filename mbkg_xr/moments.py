@@ -188,12 +188,10 @@ def _accumulate_block(
                     histogram[b, n_z + 1] += 1
                 else:
                     histogram[b, 1 + min(n_z - 1, int((away + z_max) / z_step))] += 1
-                trust = np.float64(abs(away - centre[n]) <= cut[n])
-                if not log:
-                    trust = (1 + TAPER - abs(away - centre[n]) / cut[n]) / (2 * TAPER)
-                if not trust > 0:
+                beyond = abs(away - centre[n]) / cut[n]
+                if not beyond <= (1.0 if log else 1.0 + TAPER):
                     continue
-                trust = min(trust, 1.0)
+                trust = 1.0 if log else min(1.0, (1 + TAPER - beyond) / (2 * TAPER))
                 if e2 <= usual[n] * usual[n] and np.isfinite(photon):
                     x = max(y, 0.0) * time_factor[s]
                     noise[b, 0] += trust

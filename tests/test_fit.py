@@ -349,12 +349,6 @@ def test_subtracting_twice_is_refused(selected, master):
             again()
 
 
-def test_one_master_for_all(selected):
-    mx.fit_master(selected, model=mx.BSpline(spacing=12, penalty=0.1), by=None)
-    with pytest.raises(mx.MbkgError, match="by='visit'"):
-        mx.fit_master(selected, by="visit")
-
-
 def test_not_a_model(selected):
     for model in ("bspline", mx.BSpline):
         with pytest.raises(mx.MbkgError, match="not a model"):
