@@ -372,6 +372,7 @@ def sample_master(master: xr.Dataset, *, tolerance: float = 1e-3) -> xr.Dataset:
         raise ParameterError(
             "unusable tolerance", expected="a number between 0 and 1", found=tolerance
         )
+    master_grid(master)  # refuses what is no master
     if not has_parts(master):
         worst = _worst_loss(master)
         return _sampled(master, worst, _steps(worst, tolerance))
