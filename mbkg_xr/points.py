@@ -188,7 +188,7 @@ class Points:
             columns[name] = (
                 pd.Categorical(columns[name], categories=texts)
                 if slit is None
-                else pd.Categorical.from_codes(codes[slit], categories=texts)
+                else pd.Categorical.from_codes(codes[slit], categories=pd.Index(texts))
             )
         return pd.DataFrame(columns)
 

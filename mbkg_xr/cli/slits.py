@@ -50,7 +50,8 @@ def slits_command(
                 say(f"{name}: detector pixels")
                 bad.append(_named(find_bad_pixels(residuals(held)), name))
     found = pd.concat(shutters, ignore_index=True)
-    for name, part in found.groupby("configuration", sort=False):
+    for configuration, part in found.groupby("configuration", sort=False):
+        name = str(configuration)
         console().print(_shown(part.head(rows), f"{name}: {_counts(part)}"))
     if table is not None:
         found.to_csv(table, index=False)

@@ -220,7 +220,7 @@ class View:
         table = self._cloud.last
         seen = table["y"][(table["x"] >= low) & (table["x"] <= high)]
         if seen.empty:
-            self._raster.data = {k: [] for k in self._raster.data}
+            self._raster.data = {str(k): [] for k in self._raster.data}
             return
         bottom, top = np.percentile(seen, [0.1, 99.9])
         pad = 0.1 * (top - bottom) or 1.0
@@ -282,11 +282,14 @@ class View:
 
 
 def _figure(**options: Any) -> Any:
-    plot = figure(
-        sizing_mode="stretch_width", toolbar_location="right",
-        x_range=Range1d(start=0, end=1), y_range=Range1d(start=0, end=1),
-        tools="pan,wheel_zoom,box_zoom,reset,save", **options,
-    )  # fmt: skip
+    usual: dict[str, Any] = {
+        "sizing_mode": "stretch_width",
+        "toolbar_location": "right",
+        "x_range": Range1d(start=0, end=1),
+        "y_range": Range1d(start=0, end=1),
+        "tools": "pan,wheel_zoom,box_zoom,reset,save",
+    }
+    plot = figure(**usual, **options)
     plot.toolbar.logo = None
     plot.axis.axis_label_text_font_style = "normal"
     return plot

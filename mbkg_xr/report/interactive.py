@@ -220,7 +220,7 @@ def slit_table(slits: pd.DataFrame, marks: Mapping[str, Any]) -> Any:
     )
 
     args = dict(marks)
-    data = {str(k): v.to_numpy() for k, v in slits.items()}
+    data: dict[str, Any] = {str(k): v.to_numpy() for k, v in slits.items()}
     data["mark"] = args.pop("mark_of", np.full(len(slits), -1))
     rows = ColumnDataSource(data, name="rows")
     number = NumberFormatter(format="0,0", nan_format="-")

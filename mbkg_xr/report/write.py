@@ -126,7 +126,7 @@ def write_report(
     sections = {}
     for name, (stored, own) in stored_results(result).items():
         others = other_methods(before_subtraction(stored), own, stored)
-        sections[name] = Section(stored, own, **others)
+        sections[name] = Section(stored, own, nods=others["nods"], heldout=others["heldout"])
     return write_pages(sections, path, on_step=on_step)
 
 
