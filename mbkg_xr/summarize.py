@@ -48,7 +48,7 @@ _STACK_PIXELS = 2  # detector pixels in one wavelength bin of `stack`
 
 
 @overload
-def summarize(residuals: xr.Dataset, *, by: list, **options: Any) -> xr.DataTree: ...
+def summarize(residuals: xr.Dataset, *, by: list, **options: Any) -> xr.Dataset | xr.DataTree: ...
 @overload
 def summarize(
     residuals: xr.Dataset, *, by: str | tuple[str, ...] | None = ..., **options: Any
@@ -104,7 +104,7 @@ def summarize(
         ``stack_nod`` as in `compare`. NaN where there is no pixel. Bins have their centre as
         coordinate and their edges beside it, as in ``wavelength_low``.
     xarray.DataTree
-        If `by` is a list: such a dataset a grouping, named ``quadrant``, ``quadrant_wavelength``
+        If `by` is a list of several: such a dataset a grouping, named ``quadrant``, ``quadrant_wavelength``
         and so on; ``all`` for None.
 
     Raises
@@ -162,7 +162,7 @@ def summarize(
             for k, v in values.items()
         }
         out[name_of(one)] = grouping.dataset(residuals, dimensioned).assign_attrs(attrs)
-    return xr.DataTree.from_dict(out) if isinstance(by, list) else out[name_of(by)]
+    return xr.DataTree.from_dict(out) if len(wanted) > 1 else out[name_of(wanted[0])]
 
 
 _IN_UNITS = ("median", "mean", "std", "mad_sigma", "gauss_mean", "gauss_sigma")

@@ -97,6 +97,10 @@ def test_many_groupings_in_one_pass(result, pixels):
         assert float(whole[name]) == pytest.approx(row[name], abs=1e-6)
 
 
+def test_a_list_of_one_grouping(result):
+    assert mx.summarize(result, by=["nod"]).identical(mx.summarize(result, by="nod"))
+
+
 def test_any_chunks(result):
     by = ["slitlet", ("quadrant", "wavelength")]
     expected = mx.summarize(result.compute(), by=by)
