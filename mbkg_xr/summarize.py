@@ -104,8 +104,8 @@ def summarize(
         ``stack_nod`` as in `compare`. NaN where there is no pixel. Bins have their centre as
         coordinate and their edges beside it, as in ``wavelength_low``.
     xarray.DataTree
-        If `by` is a list of several: such a dataset a grouping, named ``quadrant``, ``quadrant_wavelength``
-        and so on; ``all`` for None.
+        If `by` is a list of several: such a dataset a grouping, named ``quadrant``,
+        ``quadrant_wavelength`` and so on; ``all`` for None.
 
     Raises
     ------
