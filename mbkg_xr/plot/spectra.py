@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..master import evaluate, master_grid
-from ..moments import REFERENCE_TIME
+from ..moments import REFERENCE_TIME, TAPER
 from ..project import master_image, project_master
 from ..slit_terms import used_pixels
 from .canvas import (
@@ -45,7 +45,7 @@ def plot_cloud(ds: xr.Dataset, master: xr.Dataset, *, ax: Axes | None = None) ->
     """Flux of the selected pixels against wavelength, with the master and what it leaves out.
 
     A point each, or a two-dimensional histogram past 100,000. A pixel is marked as clipped where
-    it lies further from the master than ``clip`` times the fit's final scatter, in units of the
+    it lies further from the master than 1.125 ``clip`` times the fit's final scatter, in units of the
     noise the fit weighs with (read noise, and the photon noise of the master). The fit itself
     clips about a running centre at a running width, so that its own count, which the legend gives
     too, may differ a little.
@@ -171,7 +171,8 @@ def cloud_pixels(part: xr.Dataset, master: xr.Dataset) -> CloudPixels:
     z[~used_pixels(part, master)[keep]] = np.inf
     # Pixels past the fitted range have no master to be far from.
     known = np.isfinite(shown) & ~np.isnan(z)
-    limit = master.attrs["clip"] * float(master["pass_scatter"].values[-1])
+    # Past this weights are zero.
+    limit = (1 + TAPER) * master.attrs["clip"] * float(master["pass_scatter"].values[-1])
     clipped = np.abs(z) > limit
     if master.attrs["model"] == "seed":
         clipped |= shown <= 0  # has no logarithm
