@@ -45,8 +45,8 @@ def plot_cloud(ds: xr.Dataset, master: xr.Dataset, *, ax: Axes | None = None) ->
     """Flux of the selected pixels against wavelength, with the master and what it leaves out.
 
     A point each, or a two-dimensional histogram past 100,000. A pixel is marked as clipped where
-    it lies further from the master than 1.125 ``clip`` times the fit's final scatter, in units of the
-    noise the fit weighs with (read noise, and the photon noise of the master). The fit itself
+    it lies further from the master than 1.125 ``clip`` of the fit's final scatter, in units of
+    the noise the fit weighs with (read noise, and the photon noise of the master). The fit itself
     clips about a running centre at a running width, so that its own count, which the legend gives
     too, may differ a little.
 
