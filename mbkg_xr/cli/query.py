@@ -152,12 +152,15 @@ def query_command(
             found = {}
             for name, ds in datasets.items():
                 say(f"{name}: reading")
-                tree = summarize(
+                tables = summarize(
                     ds, by=groups, bins=edges, where=_where(pixels or "sky"),
                     of=of or ("residual" if "residual" in ds else "flux"),
                     **(asked | selected(ds, select)),
                 )  # fmt: skip
-                found[name] = {name_of(b): tree[name_of(b)].to_dataset() for b in groups}
+                if isinstance(tables, xr.Dataset):
+                    found[name] = {name_of(groups[0]): tables}
+                else:
+                    found[name] = {name_of(b): tables[name_of(b)].to_dataset() for b in groups}
     if as_points:
         for name, item in found.items():
             console().print(f"{name}: {item['points']} points in {item['file']}", soft_wrap=True)
