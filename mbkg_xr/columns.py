@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from .blocks import map_slits, reduce_blocks
+from .kernels import kernel
 from .schema import PIXEL_DIMS
 
 __all__ = ["kept", "packed", "per_unit_sky"]
@@ -115,7 +115,7 @@ def _pack_block(selected: NDArray, *columns: NDArray, width: int) -> tuple[NDArr
     return (np.arange(width) < counts[:, None, None], *made)
 
 
-@numba.njit(nogil=True)
+@kernel
 def _pack(selected, column, out):  # pragma: no cover - compiled
     for s in range(selected.shape[0]):
         n = 0

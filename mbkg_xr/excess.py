@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from .kernels import kernel
 from .spans import find_span
 from .terms import BIN_SPANS, FIRST_SHUTTER, N_SHUTTERS
 
@@ -20,7 +20,7 @@ _REACH = 2
 _LINE_SPANS = 3  # detector pixels of an unresolved line
 
 
-@numba.njit(nogil=True)
+@kernel
 def _about(z, j, work):  # pragma: no cover - compiled
     """Median of a pixel and those up to `_REACH` beside it."""
     n = 0
@@ -31,7 +31,7 @@ def _about(z, j, work):  # pragma: no cover - compiled
     return np.median(work[:n])
 
 
-@numba.njit(nogil=True)
+@kernel
 def sum_excess(
     flux, error, background, background_error, quality, wavelength, yrel, var_rnoise,
     bits, opened, factor, gain, scatter, phase, edges, lookup, step, out,
@@ -107,7 +107,7 @@ def sum_excess(
             out[s, k, 0, 5] = _line(fine[k])
 
 
-@numba.njit(nogil=True)
+@kernel
 def _slope(fine, phase):  # pragma: no cover - compiled
     """Slope of the excess over the phase, in its error."""
     w = wp = wpp = a = ap = 0.0
@@ -124,7 +124,7 @@ def _slope(fine, phase):  # pragma: no cover - compiled
     return (ap - a * wp / w) / np.sqrt(spread) if spread > 0 else 0.0
 
 
-@numba.njit(nogil=True)
+@kernel
 def _line(fine):  # pragma: no cover - compiled
     """Strongest excess of a few detector pixels over those around them, in its error."""
     size = fine.shape[0]

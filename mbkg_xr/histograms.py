@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from .kernels import kernel
 
 __all__ = ["add_keys", "histogram_quantiles", "key_median", "n_keys"]
 
@@ -46,7 +47,7 @@ def histogram_quantiles(histogram: NDArray, edges: Array, quantiles: tuple[float
     return out
 
 
-@numba.njit(nogil=True, inline="always")
+@kernel(inline="always")
 def add_keys(bits, counts):  # pragma: no cover - compiled
     """Count one float32, given its bits, in its bin; the order of bins is that of the floats."""
     b = np.uint32(bits)

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numba
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from .blocks import reduce_blocks
 from .groups import add_up, weighted
+from .kernels import kernel
 from .spans import SpanGrid, find_span
 from .terms import BIN_SPANS, Terms, profile_at, shutter_of
 
@@ -126,7 +126,7 @@ class PassSums:
         )
 
 
-@numba.njit(nogil=True)
+@kernel
 def _accumulate_block(
     flux, error, var_rnoise, var_poisson, selected, wavelength, yrel,
     group, time_factor, edges, lookup, step, bin_spans,

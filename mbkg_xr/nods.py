@@ -10,13 +10,13 @@ import uuid
 from typing import Any
 
 import dask.array as da
-import numba
 import numpy as np
 import xarray as xr
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from .blocks import Call, Constant, map_slits, unpacked
+from .kernels import kernel
 from .quality import DEFAULT_EXCLUDE, flag_mask
 from .schema import PIXEL_DIMS, occupied_shutters, refuse_subtracted, validate
 from .select import near_one_of
@@ -182,7 +182,7 @@ def _usable_block(
     return out
 
 
-@numba.njit(nogil=True)
+@kernel
 def _usable_pixels(flux, error, yrel, quality, bits, occupied, out):  # pragma: no cover - compiled
     for s in range(flux.shape[0]):
         for i in range(flux.shape[1]):
@@ -209,7 +209,7 @@ def _nod_block(
     return mean, error
 
 
-@numba.njit(nogil=True)
+@kernel
 def _nod_means(yrel, others, ends, place, rows, columns, mean, error):  # pragma: no cover
     n_slits, ny, nx = yrel.shape
     for s in range(n_slits):

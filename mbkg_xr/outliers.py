@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from .blocks import map_slits
 from .errors import ParameterError
+from .kernels import kernel
 from .quality import do_not_use, flag_mask
 from .schema import PIXEL_DIMS, validate
 
@@ -140,7 +140,7 @@ def _find_block(
     return outlier, median
 
 
-@numba.njit(nogil=True)
+@kernel
 def _find(flux, error, quality, bad, half, threshold, outlier, median):  # pragma: no cover
     usable = np.empty(flux.shape[1:], dtype=np.bool_)
     for s in range(flux.shape[0]):
@@ -148,7 +148,7 @@ def _find(flux, error, quality, bad, half, threshold, outlier, median):  # pragm
         find_in_slit(flux[s], error[s], usable, usable, half, threshold, outlier[s], median[s])
 
 
-@numba.njit(nogil=True)
+@kernel
 def find_usable(flux, error, quality, bad, usable):  # pragma: no cover - compiled
     """Pixels of one slit that the median counts."""
     for i in range(flux.shape[0]):
@@ -157,7 +157,7 @@ def find_usable(flux, error, quality, bad, usable):  # pragma: no cover - compil
             usable[i, j] = good and np.isfinite(flux[i, j]) and error[i, j] > 0
 
 
-@numba.njit(nogil=True)
+@kernel
 def _insert(buffer, n, value):  # pragma: no cover - compiled
     p = n
     while p > 0 and buffer[p - 1] > value:
@@ -166,7 +166,7 @@ def _insert(buffer, n, value):  # pragma: no cover - compiled
     buffer[p] = value
 
 
-@numba.njit(nogil=True)
+@kernel
 def _in_line(flux, usable, i, j, allowed):  # pragma: no cover - compiled
     """Whether the rows beside a pixel show the same there: then it is the sky that has a line.
 
@@ -192,7 +192,7 @@ def _in_line(flux, usable, i, j, allowed):  # pragma: no cover - compiled
     return bottom - allowed <= flux[i, j] <= top + allowed
 
 
-@numba.njit(nogil=True)
+@kernel
 def _remove(buffer, n, value):  # pragma: no cover - compiled
     p = 0
     while buffer[p] != value:
@@ -201,12 +201,12 @@ def _remove(buffer, n, value):  # pragma: no cover - compiled
         buffer[k] = buffer[k + 1]
 
 
-@numba.njit(nogil=True)
+@kernel
 def _median(buffer, n):  # pragma: no cover - compiled
     return 0.5 * (buffer[(n - 1) // 2] + buffer[n // 2])
 
 
-@numba.njit(nogil=True)
+@kernel
 def find_in_slit(
     flux, error, usable, judged, half, threshold, outlier, median
 ):  # pragma: no cover - compiled

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from functools import partial
 
-import numba
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from .blocks import map_slits
 from .errors import DatasetError, ParameterError
+from .kernels import kernel
 from .master import error_at, master_grid, sample_master
 from .parts import require_one_sky
 from .rebin import pixel_corners, rebin2d
@@ -296,7 +296,7 @@ def _project_block(
     return out if response is None else out * response[..., None]
 
 
-@numba.njit(nogil=True, inline="always")
+@kernel(inline="always")
 def _integral(wavelength, edges, lookup, step, polynomial, cumulative):  # pragma: no cover
     n, t = find_span(wavelength, edges, lookup, step)
     if n < 0:
@@ -306,7 +306,7 @@ def _integral(wavelength, edges, lookup, step, polynomial, cumulative):  # pragm
     return cumulative[n] + (edges[n + 1] - edges[n]) * part
 
 
-@numba.njit(nogil=True)
+@kernel
 def _half_way(row, j, n):  # pragma: no cover - compiled
     """Wavelength half a pixel past column j, NaN where neither neighbour is known."""
     a = np.float64(row[j])
@@ -322,7 +322,7 @@ def _half_way(row, j, n):  # pragma: no cover - compiled
     return b - 0.5 * (after - b)
 
 
-@numba.njit(nogil=True)
+@kernel
 def _project_pixels(
     wavelength, which, edges, lookup, step, polynomials, cumulative, constrained, sky_error, out
 ):  # pragma: no cover - compiled

@@ -8,11 +8,11 @@ corners from the pixel centres, `rebin2d` averages a gridded surface brightness 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 
 from .errors import ParameterError
+from .kernels import kernel
 
 __all__ = ["pixel_areas", "pixel_corners", "rebin2d"]
 
@@ -21,7 +21,7 @@ __all__ = ["pixel_areas", "pixel_corners", "rebin2d"]
 _ROUNDING = 1e-13
 
 # The numpy error model spares numba a test for zero before each division; none can be by zero.
-_kernel = njit(nogil=True, error_model="numpy")
+_kernel = kernel(error_model="numpy")
 
 # Weights of the three values before and the three after a half step, the best rule first.
 _HALF_STEP_RULES = (

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numba
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from .blocks import map_slits
 from .errors import ParameterError, SelectionError
+from .kernels import kernel
 from .outliers import MedianFilter, find_in_slit, find_usable
 from .quality import DEFAULT_EXCLUDE, do_not_use, flag_mask
 from .schema import (
@@ -172,7 +172,7 @@ def _slits_to_use(ds: xr.Dataset, slits: str | Sequence[int]) -> NDArray[np.bool
     return use
 
 
-@numba.njit(nogil=True)
+@kernel
 def near_one_of(yrel, shutters):  # pragma: no cover - compiled
     """Whether a pixel looks through one of the shutters; NaN stands for none."""
     near = False
@@ -212,7 +212,7 @@ def _select_block(
     return sky, outlier, median
 
 
-@numba.njit(nogil=True)
+@kernel
 def _select_pixels(
     flux, error, wavelength, yrel, quality, bits, response, use, occupied, windows,
     half, threshold, bad, apply, sky, outlier, median,

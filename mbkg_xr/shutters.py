@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from .blocks import reduce_blocks
+from .kernels import kernel
 from .moments import REFERENCE_TIME, PassState
 from .schema import occupied_shutters
 from .spans import SpanGrid, find_span
@@ -96,7 +96,7 @@ class ShutterSums:
         )
 
 
-@numba.njit(nogil=True)
+@kernel
 def _look_block(
     flux, error, var_rnoise, var_poisson, quality, wavelength, yrel,
     bits, source, first_open, last_open, sky, kind, time_factor, edges, lookup, step,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import xarray as xr
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
 
+from .kernels import kernel
 from .schema import SLIT_IDENTITY
 from .spans import SpanGrid, find_span
 from .terms import ProfileTable, profile_at
@@ -95,7 +95,7 @@ class SlitTerms:
         )  # fmt: skip
 
 
-@numba.njit(nogil=True)
+@kernel
 def _apply(
     out, wavelength, yrel, scale, variance, pedestal, pedestal_shape, profile, profile_error,
     first, pitch, kind, first_shutter, floor, edges, lookup, step,

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numba
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import CubicSpline
 
 from .errors import ParameterError
+from .kernels import kernel
 
 __all__ = ["SpanGrid", "dispersion", "span_grid"]
 
@@ -160,7 +160,7 @@ class SpanGrid:
         )
 
 
-@numba.njit(nogil=True, inline="always")
+@kernel(inline="always")
 def find_span(wavelength, edges, lookup, step):  # pragma: no cover - compiled
     """Span index (-1 outside or NaN) and position t in [0, 1)."""
     if not (wavelength >= edges[0] and wavelength < edges[-1]):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from .blocks import reduce_blocks
 from .histograms import add_keys, key_median, n_keys
+from .kernels import kernel
 from .moments import PassState
 from .select import why_empty
 from .spans import SpanGrid, find_span
@@ -24,7 +24,7 @@ START_SPANS = 8
 _USUAL = 3.0  # pixels with errors beyond this many medians say nothing of the usual noise
 
 
-@numba.njit(nogil=True)
+@kernel
 def _start_histogram(
     bits, selected, wavelength, edges, lookup, step, bin_spans, out
 ):  # pragma: no cover - compiled

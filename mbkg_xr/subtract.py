@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from .blocks import map_slits
 from .errors import DatasetError
+from .kernels import kernel
 from .master import identity
 from .project import project_master
 from .quality import do_not_use
@@ -95,7 +95,7 @@ def _take_off(
     return out
 
 
-@numba.njit(nogil=True)
+@kernel
 def _take_off_pixels(
     flux, error, wavelength, quality, background, background_error, bit,
     new_flux, new_error, new_quality,

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import numba
 import numpy as np
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
+
+from .kernels import kernel
 
 __all__ = [
     "BIN_SPANS",
@@ -163,7 +164,7 @@ class Terms:
         return self.leak[:, :, None] * light[:, None, :]
 
 
-@numba.njit(nogil=True, inline="always")
+@kernel(inline="always")
 def shutter_of(yrel):  # pragma: no cover - compiled
     """Index of the shutter a pixel looks through."""
     return min(max(int(np.floor(yrel + 0.5)) - FIRST_SHUTTER, 0), N_SHUTTERS - 1)
@@ -182,7 +183,7 @@ def bin_phase(covered: NDArray[np.bool_]) -> tuple[Array, Array]:
     return phase(spans), phase(np.asarray(bins, dtype=np.float64))
 
 
-@numba.njit(nogil=True, inline="always")
+@kernel(inline="always")
 def profile_at(values, first, step, kind, yrel, u):  # pragma: no cover - compiled
     """Profile of a kind at yrel and detector-pixel coordinate u, bilinear; 1 without a kind."""
     if kind < 0 or values.shape[0] == 0:

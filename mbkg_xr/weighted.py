@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from .kernels import kernel
 from .models.factor import TO_NODES
 from .shutters import CENTRE
 from .slit_terms import SlitTerms
@@ -81,7 +81,7 @@ class Master:
     bad: int
 
 
-@numba.njit(nogil=True)
+@kernel
 def _add_up(
     flux, error, background, background_error, wavelength, yrel, quality, response, selected,
     weight, label, bad,
@@ -240,7 +240,7 @@ def _scale_parts(
     return np.stack([variance, -2 * shared], axis=1)
 
 
-@numba.njit(nogil=True)
+@kernel
 def _extent(nodes):  # pragma: no cover - compiled
     """First span with anything and the one past the last."""
     low, high = 0, 0

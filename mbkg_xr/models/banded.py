@@ -8,9 +8,10 @@ errors of a local basis and effective numbers of parameters need.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from ..kernels import kernel
 
 __all__ = [
     "accumulate_normal",
@@ -25,7 +26,7 @@ __all__ = [
 Array = NDArray[np.float64]
 
 
-@numba.njit(nogil=True)
+@kernel
 def accumulate_normal(
     moments, spans, first, coef, offset, bands, rhs
 ):  # pragma: no cover - compiled
@@ -62,7 +63,7 @@ def accumulate_normal(
                     bands[g, a - b, first[i] + b] += total
 
 
-@numba.njit(nogil=True)
+@kernel
 def _factor(a):  # pragma: no cover - compiled
     """Cholesky factor in place, ``a[j, d]``; False where the matrix is not positive definite."""
     k, width = a.shape
@@ -79,7 +80,7 @@ def _factor(a):  # pragma: no cover - compiled
     return True
 
 
-@numba.njit(nogil=True)
+@kernel
 def _solve(a, x):  # pragma: no cover - compiled
     k, width = a.shape
     for j in range(k):
@@ -92,7 +93,7 @@ def _solve(a, x):  # pragma: no cover - compiled
         x[j] /= a[j, 0]
 
 
-@numba.njit(nogil=True)
+@kernel
 def _inverse(a, z):  # pragma: no cover - compiled
     """Elements of the inverse within the bands, from the last column on (Takahashi et al. 1973)."""
     k, width = a.shape
@@ -107,7 +108,7 @@ def _inverse(a, z):  # pragma: no cover - compiled
             z[j, d] = total / a[j, 0]
 
 
-@numba.njit(nogil=True)
+@kernel
 def _without(total, right, bands, rhs, coefficients, inverses):  # pragma: no cover - compiled
     width, k = total.shape
     work = np.empty((k, width))
@@ -124,7 +125,7 @@ def _without(total, right, bands, rhs, coefficients, inverses):  # pragma: no co
     return True
 
 
-@numba.njit(nogil=True)
+@kernel
 def _quadratic(bands, rhs, coefficients, out):  # pragma: no cover - compiled
     _, width, k = bands.shape
     for g in range(bands.shape[0]):
