@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from .blas import serial_blas
 from .blocks import map_slits, reduce_blocks
 from .errors import DatasetError, ParameterError
 from .quality import flag_mask, flag_table
@@ -25,6 +26,7 @@ _REACH = 5  # pixels on either side that tell what a residual should be
 _FLAGS = ("DO_NOT_USE", "OTHER_BAD_PIXEL")
 
 
+@serial_blas
 def find_bad_pixels(
     residuals: xr.Dataset, *, threshold: float = 4.0, false: float = 1.0
 ) -> pd.DataFrame:

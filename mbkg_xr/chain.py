@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
+from .blas import serial_blas
 from .drift import Drift
 from .errors import DatasetError, ParameterError
 from .fit import fit_master
@@ -60,6 +61,7 @@ class ChainResult:
     table: pd.DataFrame
 
 
+@serial_blas
 def run(
     paths: str | os.PathLike | Sequence[str | os.PathLike],
     out: str | os.PathLike,

@@ -16,6 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from .blas import serial_blas
 from .blocks import map_slits, reduce_blocks
 from .errors import DatasetError, ParameterError
 from .excess import N_PARTS, N_SUMS, sum_excess
@@ -47,6 +48,7 @@ _SHAPE = 3.0  # standard deviations from which on a shape is told
 _COLUMNS = (*SLIT_IDENTITY, "shutter", "score", "excess", "excess_error", "shape", "verdict")
 
 
+@serial_blas
 def find_contaminants(ds: xr.Dataset, master: xr.Dataset, *, limit: float = 3.0) -> pd.DataFrame:
     """Rank the shutters that count as sky by what they hold beyond it. Computes.
 
@@ -138,6 +140,7 @@ def find_contaminants(ds: xr.Dataset, master: xr.Dataset, *, limit: float = 3.0)
     return table.sort_values("score", ascending=False, ignore_index=True)
 
 
+@serial_blas
 def without_contaminants(
     ds: xr.Dataset, table: pd.DataFrame, *, whole_slits: bool = False
 ) -> xr.Dataset:

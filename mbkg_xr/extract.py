@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from .blas import serial_blas
 from .blocks import map_slits
 from .errors import DatasetError, ParameterError
 from .profiles import profile_of_slit, running_median
@@ -28,6 +29,7 @@ _VALUES = ("flux", "variance", "background", "wavelength", "columns", "coverage"
 _METHODS = ("box", "optimal")
 
 
+@serial_blas
 def extract(
     ds: xr.Dataset,
     *,

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from .applied import applied_variables
+from .blas import serial_blas
 from .checks import (
     CONVERGED,
     Model,
@@ -37,6 +38,7 @@ __all__ = ["fit_master"]
 DEFAULT_SCALES = Scales()
 
 
+@serial_blas
 def fit_master(
     ds: xr.Dataset,
     *,

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .blas import serial_blas
 from .blocks import reduce_blocks
 from .checks import Model
 from .errors import ParameterError
@@ -24,6 +25,7 @@ Array = NDArray[np.float64]
 _USED = N_MOMENTS  # of the columns of moments
 
 
+@serial_blas
 def score_moments(
     moments: xr.Dataset, master: xr.Dataset, *, heldout: bool = False, model: Model | None = None
 ) -> xr.Dataset:

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from .blas import serial_blas
 from .drift import Clock, has_drift, master_at
 from .errors import DatasetError, ParameterError
 from .master import identity, master_grid
@@ -29,6 +30,7 @@ By = str | Sequence[str] | Mapping[str, ArrayLike | None]
 _RESULTS = ("value", "variance", *(f"variance_{part}" for part in PARTS), "n_pixels", "n_missing")
 
 
+@serial_blas
 def propagate(
     ds: xr.Dataset,
     master: xr.Dataset,

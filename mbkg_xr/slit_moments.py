@@ -20,6 +20,7 @@ from .applied import (
     require_applied,
     shared,
 )
+from .blas import serial_blas
 from .blocks import map_slits
 from .columns import per_unit_sky
 from .errors import DatasetError
@@ -47,6 +48,7 @@ MOMENT_NAMES = (
 )
 
 
+@serial_blas
 def moments(ds: xr.Dataset, master: xr.Dataset) -> xr.Dataset:
     """What a fit needs of the pixels: moments of each slit and span of one detector pixel. Lazy.
 

@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
 
+from .blas import serial_blas
 from .blocks import reduce_blocks
 from .errors import DatasetError, ParameterError
 from .parts import has_parts
@@ -33,6 +34,7 @@ _VALUES = {
 }
 
 
+@serial_blas
 def score_slits(
     result: xr.Dataset,
     master: xr.Dataset | None = None,

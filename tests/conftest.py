@@ -7,6 +7,7 @@ from pathlib import Path
 import dask
 import pytest
 import xarray as xr
+from threadpoolctl import threadpool_limits
 
 import mbkg_xr as mx
 from mbkg_xr.simulate import CLEAN
@@ -19,6 +20,13 @@ def _own_cache(tmp_path_factory):
     """No test reads or fills the user's own cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MBKG_XR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _serial_blas():
+    """Tests run side by side: the threads of their own linear algebra would wait for each other."""
+    with threadpool_limits(limits=1, user_api="blas"):
         yield
 
 
