@@ -69,7 +69,7 @@ def find_differences(
     kinds = tuple(sorted({int(n) for n in ds["n_shutters"].values if n > 0})) if profile else ()
     bits = int(ds["selected"].attrs.get("excluded_flags", 0)) | do_not_use(ds["quality"])
     sums = look(ds, grid, state, present.terms, bits=bits, sky=sky, kinds=kinds)
-    span_phase, phase = bin_phase(constrained)
+    span_phase, phase = bin_phase(grid.edges, constrained)
     if not sums.weight.any():
         return present  # a sky that is nowhere positive has no fractions
     terms = replace(present.terms, phase=span_phase)

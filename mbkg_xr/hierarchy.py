@@ -30,6 +30,8 @@ Array = NDArray[np.float64]
 #: say their own.
 _DOUBT = np.log(100.0)
 _PLACE = 0.2  # of the prior, what the place on the MSA accounts for
+#: Variance of what does not vary.
+_NONE = 1e-12
 
 
 def likely_variance(squares: Array, effective: Array, present: Array, prior: Array) -> Array:
@@ -79,7 +81,8 @@ class Hierarchy:
     place
         ``(slitlet, column)``, functions of the place on the MSA.
     prior, tau
-        ``(3, k)``, variances of slitlets, slits and exposures: expected, and found.
+        ``(3, k)``, variances of slitlets, slits and exposures: expected, and found; `_NONE` where a
+        coefficient does not differ between them.
     place_tau
         ``(k,)``, that of the coefficients of the place.
     common, drift
@@ -104,19 +107,24 @@ class Hierarchy:
         exposure: NDArray[np.int64],
         place: Array,
         expected: Array,
+        of_exposure: Array,
     ) -> Hierarchy:
-        """Nothing known yet but the variances `expected`, ``(k,)``; `place` by slit."""
-        n, k = slitlet.size, expected.size
+        """Nothing known yet but the variances `expected`, and those of further coefficients
+        `of_exposure`, in which the slits of an exposure do not differ; `place` by slit.
+        """
+        n, k = slitlet.size, expected.size + of_exposure.size
         n_slitlets, n_exposures = int(slitlet.max()) + 1, int(exposure.max()) + 1
         member = sum_by(slitlet, np.ones(n), n_slitlets)
-        prior = np.array([1.0, 0.4, 0.1])[:, None] * expected
+        prior = np.full((3, k), _NONE)
+        prior[:, : expected.size] = np.array([1.0, 0.4, 0.1])[:, None] * expected
+        prior[2, expected.size :] = of_exposure
         return cls(
             slitlet,
             exposure,
             sum_by(slitlet, place, n_slitlets) / member[:, None],
             prior,
             prior.copy(),
-            _PLACE**2 * expected,
+            _PLACE**2 * prior[0],
             np.zeros((n_slitlets, k)),
             np.zeros((n_slitlets, k, k)) + np.diag(prior[0]),
             np.zeros((n_exposures, k)),
@@ -216,7 +224,9 @@ class Hierarchy:
         effective = 1 - np.einsum("skk->sk", covariance) / self.tau[which]
         n = effective.shape[0]
         effective = np.clip(effective, 0, 1) * (n - removed) / n
-        return likely_variance(np.square(values), effective, self.tau[which], self.prior[which])
+        prior, present = self.prior[which], self.tau[which]
+        found = likely_variance(np.square(values), effective, present, prior)
+        return np.where(prior > _NONE, found, _NONE)
 
 
 def _times(matrices: NDArray, vectors: NDArray) -> NDArray:

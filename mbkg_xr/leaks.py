@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .hierarchy import likely_variance
-from .populations import sum_by
 
 __all__ = ["EXPECTED_LEAK", "EXPECTED_LEVEL", "Own", "Shutters"]
 
@@ -21,16 +20,12 @@ Array = NDArray[np.float64]
 EXPECTED_LEVEL = 0.006  # shutters of one slit are expected to differ by this much
 EXPECTED_LEAK = (0.006, 0.010)  # share of a source's light in the shutter beside it: mean, scatter
 _FAR = 0.1  # that two shutters away, as a share of the one beside
-_PEDESTAL = 1e4  # information of the prior on pedestals: one per cent of the sky
 
 
 @dataclass(frozen=True)
 class Own:
-    """What is held fixed within one round: pedestals by exposure, the leak's mean and scatter, and
-    the variance of levels.
-    """
+    """What is held fixed within one round: the leak's mean and scatter, the variance of levels."""
 
-    pedestal: Array
     leak: tuple[float, float]
     level: float
 
@@ -50,11 +45,7 @@ class Shutters:
     light
         ``(s, b)``, the source's light as a share of the master.
     basis
-        ``(b, k)``, of the slits' scales.
-    shape
-        ``(b,)``, what a unit of pedestal is of the master.
-    exposure
-        ``(s,)``
+        ``(b, k)``, of what all shutters of a slit share: its scale, and its exposure's pedestal.
     keep
         ``(s, z)``, shutters in use.
     """
@@ -65,15 +56,13 @@ class Shutters:
     beside: NDArray[np.int64]
     light: Array
     basis: Array
-    shape: Array
-    exposure: NDArray[np.int64]
     keep: NDArray[np.bool_]
 
     def parts(self, own: Own) -> tuple[Array, Array]:
         """Each shutter's information matrix and right-hand side; what is its own integrated out."""
         k = self.basis.shape[1]
         squares = (self.basis[:, :, None] * self.basis[:, None, :]).reshape(-1, k * k)
-        w, c = self.sums(own)
+        w, c = self.sums()
         data = (w @ squares).reshape(*w.shape[:2], k, k)
         right = c @ self.basis
         cross, inverse, linear = self._own(w, c, own)
@@ -82,11 +71,9 @@ class Shutters:
         right -= (pull @ linear[..., None])[..., 0]
         return data, right
 
-    def sums(self, own: Own) -> tuple[Array, Array]:
-        """Weights and excesses of the shutters in use, pedestals taken off."""
-        w = self.weight * self.keep[:, :, None]
-        c = self.excess * self.keep[:, :, None]
-        return w, c - w * self._offset(own)
+    def sums(self) -> tuple[Array, Array]:
+        """Weights and excesses of the shutters in use."""
+        return self.weight * self.keep[:, :, None], self.excess * self.keep[:, :, None]
 
     def told(self) -> NDArray[np.bool_]:
         """``(s, z)``: shutters without a source that have pixels."""
@@ -96,7 +83,7 @@ class Shutters:
         """``(s, z, 2)``, leak and level of each shutter given the scales, their covariance, and
         ``(s, z, k)``, what the level changes by with the scales.
         """
-        cross, inverse, linear = self._own(*self.sums(own), own)
+        cross, inverse, linear = self._own(*self.sums(), own)
         left = linear - (np.swapaxes(cross, -1, -2) @ scale[:, None, :, None])[..., 0]
         slope = -(inverse @ np.swapaxes(cross, -1, -2))[..., 1, :]
         return (inverse @ left[..., None])[..., 0], inverse, slope
@@ -111,8 +98,7 @@ class Shutters:
         own
             What is held fixed.
         """
-        w = self.weight
-        c = self.excess - w * self._offset(own)
+        w, c = self.weight, self.excess
         total = np.maximum(w.sum(axis=2), 1e-30)
         h = (w @ self.basis) / total[..., None]
         share, precision = self.leak_prior(own.leak)
@@ -128,7 +114,7 @@ class Shutters:
 
     def floor(self, others: Array, covariance: Array, own: Own) -> float:
         """Scatter of shutters about what their slit's others say, as a fraction of the sky."""
-        w, c = self.sums(own)
+        w, c = self.sums()
         seen = (w > 0) & (self.keep.sum(axis=1) > 1)[:, None, None]
         if not seen.any():
             return 0.0
@@ -153,16 +139,13 @@ class Shutters:
 
     def found(self, scale: Array, own: Own) -> Own:
         """The same, found anew from scales."""
-        return Own(self._pedestal(scale, own), self._leak(scale, own), self._level(scale, own))
+        return Own(self._leak(scale, own), self._level(scale, own))
 
     def leak_prior(self, leak: tuple[float, float]) -> tuple[Array, Array]:
         """Mean and precision of the share of a source's light in each shutter."""
         share = np.where(self.beside == 0, 0.0, np.where(self.beside == 1, 1.0, _FAR))
         with np.errstate(divide="ignore"):
             return share * leak[0], np.where(share > 0, 1 / np.square(share * leak[1]), 1e12)
-
-    def _offset(self, own: Own) -> Array:
-        return (own.pedestal[self.exposure, None] * self.shape)[:, None, :]
 
     def _own(self, w: Array, c: Array, own: Own) -> tuple[Array, Array, Array]:
         """Of what is the shutter's own, a leak and a level: its product with the basis, the
@@ -179,27 +162,12 @@ class Shutters:
         linear = np.stack([(c * light).sum(axis=2) + precision * mean, c.sum(axis=2)], axis=-1)
         return cross, inverse / determinant[..., None, None], linear
 
-    def _pedestal(self, scale: Array, own: Own) -> Array:
-        if not self.shape.any():
-            return own.pedestal
-        n = own.pedestal.size
-        shares, _, _ = self.stray_and_level(scale, own)
-        w = self.weight * self.keep[:, :, None]
-        light = self.light[:, None, :]
-        rest = self.excess * self.keep[:, :, None] - w * (
-            (scale @ self.basis.T)[:, None, :] + shares[..., :1] * light + shares[..., 1:]
-        )
-        top = sum_by(self.exposure, (rest * self.shape).sum(axis=(1, 2)), n)
-        bottom = sum_by(self.exposure, (w * self.shape**2).sum(axis=(1, 2)), n)
-        found = top / (bottom + _PEDESTAL)
-        return found - found.mean()
-
     def _level(self, scale: Array, own: Own) -> float:
         """Variance of the shutters' levels, from how the shutters of one slit differ.
 
         Contrasts alone (restricted likelihood): what they have in common is the slit's scale.
         """
-        w, c = self.sums(own)
+        w, c = self.sums()
         c = c - w * (scale @ self.basis.T)[:, None, :]
         light = self.light[:, None, :]
         mean, precision = self.leak_prior(own.leak)
@@ -225,7 +193,7 @@ class Shutters:
 
     def _leak(self, scale: Array, own: Own) -> tuple[float, float]:
         """Mean and scatter of the share of a source's light in the shutter beside it."""
-        w, c = self.sums(own)
+        w, c = self.sums()
         light = self.light[:, None, :]
         square = (w * light**2).sum(axis=2)
         # Sources so faint that their leak cannot be measured say nothing of it, and do no harm.

@@ -5,10 +5,11 @@ the excess over the master at wavelength bin b is
 
     e_b = a_j . P_b + p_(exposure, detector) q_b / S_b + noise,
 
-P Legendre polynomials; each shutter adds a level of its own, and beside a source comes a share of
-that source's light. The coefficients have a hierarchy of normal priors (`mbkg_xr.hierarchy`), whose
-variances the data decide, and what a shutter holds of its own is integrated out (`mbkg_xr.leaks`).
-Shutters that exceed what the others of their slit allow are left out, the worst first.
+P Legendre polynomials, q the shape of a pedestal; each shutter adds a level of its own, and beside
+a source comes a share of that source's light. The coefficients, pedestals among them, have a
+hierarchy of normal priors (`mbkg_xr.hierarchy`), whose variances the data decide, and what a
+shutter holds of its own is integrated out (`mbkg_xr.leaks`). Shutters that exceed what the others
+of their slit allow are left out, the worst first.
 
 What is degenerate is fixed by convention: the mean of all scales belongs to the master (weighted by
 what the slits tell), and so do the mean of the drifts and that of the pedestals; the profile is 1
@@ -34,6 +35,7 @@ __all__ = ["solve_scales"]
 Array = NDArray[np.float64]
 
 _ROUNDS = 40
+_PEDESTAL = 0.01  # of the sky, standard deviation expected of pedestals
 _VETO_ROUNDS = (2, 5, 9, 14, 20)
 
 
@@ -56,17 +58,17 @@ def solve_scales(
         How slits may differ.
     """
     shutters = _shutters(sums, slits, phase, shape, options)
-    order = options.order
+    n = options.order + 1
     place = quadratic(slits) if options.smooth else np.zeros((slits.sizes["slit"], 0))
     means = Hierarchy.of(
         # Slitlet numbers begin anew in each MSA configuration; the shutters tell them apart.
         ranks(slits, ("program", "visit", "slitlet", "quadrant", "shutter_row", "shutter_column")),
-        shutters.exposure,
+        ranks(slits, ("exposure", "detector")),
         place,
-        np.array([options.prior, *[options.colour] * order]) ** 2,
+        np.array([options.prior, *[options.colour] * options.order]) ** 2,
+        np.full(shutters.basis.shape[1] - n, _PEDESTAL**2),
     )
-    n_exposures = int(shutters.exposure.max()) + 1
-    own = Own(np.zeros(n_exposures), EXPECTED_LEAK, EXPECTED_LEVEL**2)
+    own = Own(EXPECTED_LEAK, EXPECTED_LEVEL**2)
     for number in range(_ROUNDS):
         if number in _VETO_ROUNDS:
             _veto(shutters, means, own, options.veto, afresh=number == _VETO_ROUNDS[0])
@@ -74,7 +76,7 @@ def solve_scales(
         means = means.step(data, right)
         scale, _ = _posterior(data, right, means.mean(), None, means.tau[1])
         own = shutters.found(scale, own)
-    return _found(shutters, means, own)
+    return _found(shutters, means, own, n)
 
 
 def _shutters(
@@ -90,15 +92,16 @@ def _shutters(
         phase,
     )
     sky = sky_shutters(slits)
+    basis = legendre.legvander(phase, options.order).astype(np.float64)
+    if options.pedestal and shape.any():
+        basis = np.column_stack([basis, shape])
     return Shutters(
         sums.weight,
         sums.excess,
         sky,
         np.nan_to_num(away).round().astype(np.int64),
         light,
-        legendre.legvander(phase, options.order).astype(np.float64),
-        shape if options.pedestal else np.zeros_like(shape),
-        ranks(slits, ("exposure", "detector")),
+        basis,
         sky & (sums.weight.sum(axis=2) > 0),
     )
 
@@ -142,7 +145,8 @@ def _posterior(
     return scale, own + pull @ of_mean @ np.swapaxes(pull, -1, -2)
 
 
-def _found(shutters: Shutters, means: Hierarchy, own: Own) -> SlitScales:
+def _found(shutters: Shutters, means: Hierarchy, own: Own, n: int) -> SlitScales:
+    """The first `n` coefficients are a scale's, the last, if there is one more, a pedestal."""
     data, right = (part.sum(axis=1) for part in shutters.parts(own))
     of_mean = means.covariance()
     scale, covariance = _posterior(data, right, means.mean(), of_mean, means.tau[1])
@@ -153,18 +157,19 @@ def _found(shutters: Shutters, means: Hierarchy, own: Own) -> SlitScales:
     # What all slits have in common is the master's.
     weights = np.einsum("skk->sk", data)
     middle = (weights * scale).sum(axis=0) / np.maximum(weights.sum(axis=0), 1e-30)
+    scale, without = scale - middle, without - middle
     return SlitScales(
-        scale=scale - middle,
-        covariance=covariance,
-        without=without - middle,
-        without_covariance=without_covariance,
+        scale=scale[:, :n],
+        covariance=covariance[:, :n, :n],
+        without=without[..., :n],
+        without_covariance=without_covariance[..., :n, :n],
         level=np.where(shutters.keep, shares[..., 1], 0.0),
         level_variance=np.where(shutters.keep, inverse[..., 1, 1], own.level),
-        level_slope=np.where(shutters.keep[..., None], slope, 0.0),
+        level_slope=np.where(shutters.keep[..., None], slope[..., :n], 0.0),
         used=shutters.keep,
         excess=excess,
-        pedestal=own.pedestal[shutters.exposure],
-        spread=np.sqrt(means.tau),
+        pedestal=scale[:, n:].sum(axis=1),
+        spread=np.sqrt(means.tau[:, :n]),
         floor=floor,
         own_spread=float(np.sqrt(own.level)),
         leak=own.leak,

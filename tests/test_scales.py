@@ -15,6 +15,7 @@ from mbkg_xr.simulate import CLEAN
 from mbkg_xr.terms import N_SHUTTERS, Terms, bin_phase
 
 BINS = 30
+EDGES = np.geomspace(1, 5, 16 * BINS + 1)
 
 
 def _slits(n_slitlets: int, nods: int, background: int) -> xr.Dataset:
@@ -54,7 +55,7 @@ def test_scales_reach_their_bound():
     truth = 0.05 * rng.standard_normal(40)[slits.slitlet.values]
     truth = truth + 0.01 * rng.standard_normal(truth.size)
     excess = np.broadcast_to(truth[:, None, None], (truth.size, N_SHUTTERS, BINS)).copy()
-    _, phase = bin_phase(np.ones(16 * BINS, dtype=bool))
+    _, phase = bin_phase(EDGES, np.ones(16 * BINS, dtype=bool))
     options = Scales(order=0, pedestal=False, smooth=False)
     sums = _sums(slits, excess, 100.0, 2)
     found = solve_scales(sums, slits, phase, np.zeros(BINS), options)
@@ -77,7 +78,7 @@ def test_contaminated_shutters_are_left_out_and_no_others():
     dirty = [(4, 1), (17, 3), (66, 2)]
     for slit, shutter in dirty:
         excess[slit, shutter] += 0.06
-    _, phase = bin_phase(np.ones(16 * BINS, dtype=bool))
+    _, phase = bin_phase(EDGES, np.ones(16 * BINS, dtype=bool))
     found = solve_scales(_sums(slits, excess, 200.0, 4), slits, phase, np.zeros(BINS), Scales())
     left_out = set(map(tuple, np.argwhere(~found.used & open_shutters(slits.n_shutters.values))))
     assert set(dirty) <= left_out
@@ -90,7 +91,7 @@ def test_contaminated_shutters_are_left_out_and_no_others():
 def test_pedestals_of_exposures():
     slits = _slits(40, 3, 40)
     pedestal = np.array([0.03, -0.01, -0.02])
-    _, phase = bin_phase(np.ones(16 * BINS, dtype=bool))
+    _, phase = bin_phase(EDGES, np.ones(16 * BINS, dtype=bool))
     shape = 1 + 2 * phase**2 + phase
     excess = pedestal[slits.exposure.values.astype(int), None, None] * shape
     excess = np.broadcast_to(excess, (120, N_SHUTTERS, BINS)).copy()
@@ -109,7 +110,7 @@ def test_slits_without_sky_follow_their_neighbours():
     blind = np.arange(5, 60, 6)
     sums = _sums(slits, excess, 300.0, 6)
     sums.weight[blind], sums.excess[blind] = 0.0, 0.0
-    _, phase = bin_phase(np.ones(16 * BINS, dtype=bool))
+    _, phase = bin_phase(EDGES, np.ones(16 * BINS, dtype=bool))
     found = solve_scales(sums, slits, phase, np.zeros(BINS), Scales(order=0))
     wrong = found.scale[:, 0] - gradient
     assert wrong[blind].std() < 0.5 * gradient[blind].std()
@@ -204,7 +205,7 @@ def test_variances_are_found_whatever_was_expected():
     truth = 0.03 * rng.standard_normal(80)[slits.slitlet.values]
     truth = truth + 0.015 * rng.standard_normal(truth.size)
     excess = np.broadcast_to(truth[:, None, None], (truth.size, N_SHUTTERS, BINS)).copy()
-    _, phase = bin_phase(np.ones(16 * BINS, dtype=bool))
+    _, phase = bin_phase(EDGES, np.ones(16 * BINS, dtype=bool))
     sums = _sums(slits, excess, 100.0, 9)
     for prior in (0.3, 0.003):
         options = Scales(order=0, pedestal=False, smooth=False, prior=prior, veto=20)
