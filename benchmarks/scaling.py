@@ -65,7 +65,7 @@ def in_memory(exposures, repeat):
     selected = mx.select_background(ds).persist()
     master = mx.fit_master(selected)
     grid = span_grid(ds)
-    sky = packed(selected, 2**33)
+    sky = packed(selected, 2**33, grid)
     state, groups = pass_state(ds, grid, master), np.zeros(ds.sizes["slit"], dtype=np.int64)
     use = selected.selected.values
     wave, flux, error = (selected[k].values[use] for k in ("wavelength", "flux", "error"))
@@ -116,7 +116,7 @@ def reading(store, repeat):
     few = ds.isel(slit=slice(0, 256))
     master = mx.fit_master(few, model=mx.BSpline(spacing=8, penalty=1e-2))
     grid = span_grid(ds)
-    sky = packed(ds, 0)
+    sky = packed(ds, 0, grid)
     state, groups = pass_state(ds, grid, master), np.zeros(ds.sizes["slit"], dtype=np.int64)
 
     def read():

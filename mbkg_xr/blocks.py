@@ -20,11 +20,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .fuse import fused
-from .tasks import cluster, completed
+from .tasks import cluster, completed, workers
 
 __all__ = ["Call", "Constant", "aligned", "map_slits", "reduce_blocks", "unpacked"]
 
 _BLOCK = 64  # slits at a time where nothing is chunked
+_PIXELS = 2**20  # or about so many of their pixels
 
 
 def map_slits(
@@ -197,11 +198,14 @@ def aligned(
 def _sliced(arrays: Sequence[NDArray]) -> tuple[tuple[int, ...], dict, list[tuple]]:
     """The same for arrays in memory: views of some slits at a time."""
     n = arrays[0].shape[0]
-    starts = range(0, n, _BLOCK)
+    # Slits of few pixels are taken many at a time, as long as every worker has two blocks.
+    few = _PIXELS // max(math.prod(arrays[0].shape[1:]), 1)
+    length = max(_BLOCK, min(few, -(-n // (2 * workers()))))
+    starts = range(0, n, length)
     graph: dict = {
-        (f"view-{k}", i): (Constant(np.ascontiguousarray(array[i : i + _BLOCK])),)
+        (f"view-{k}", i): (Constant(np.ascontiguousarray(array[i : i + length])),)
         for k, array in enumerate(arrays)
         for i in starts
     }
     columns = [tuple((f"view-{k}", i) for k in range(len(arrays))) for i in starts]
-    return tuple(min(_BLOCK, n - i) for i in starts), graph, columns
+    return tuple(min(length, n - i) for i in starts), graph, columns

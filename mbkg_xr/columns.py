@@ -1,7 +1,8 @@
 """The columns of pixels that the passes of a fit read, and which of them are kept between passes.
 
 A sixth of the pixels see sky at shutter centres. Where these fit in memory they are kept, packed
-row by row; where they do not, the pixels are read again, and only the mask is kept, a bit a pixel.
+span by span; where they do not, the pixels are read again, and only the mask is kept, a bit a
+pixel.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from .blocks import map_slits, reduce_blocks
 from .kernels import kernel
 from .schema import PIXEL_DIMS
+from .spans import SpanGrid, find_span
+from .tasks import cluster
 
 __all__ = ["kept", "packed", "per_unit_sky"]
 
@@ -50,8 +53,11 @@ def kept(ds: xr.Dataset, memory: int) -> xr.Dataset:
     return ds.assign_coords(coords).assign(rest)
 
 
-def packed(ds: xr.Dataset, memory: int) -> xr.Dataset:
+def packed(ds: xr.Dataset, memory: int, grid: SpanGrid) -> xr.Dataset:
     """The selected pixels only, ``(slit, 1, n)``, in memory; or, where too many, a known mask.
+
+    Packed pixels of a slit are in the order of the spans, so that a pass finds all that it has in
+    one span together, and touches its sums once.
 
     Parameters
     ----------
@@ -59,6 +65,8 @@ def packed(ds: xr.Dataset, memory: int) -> xr.Dataset:
         A selected slit dataset.
     memory
         Bytes that packed pixels may take.
+    grid
+        The spans.
 
     Returns
     -------
@@ -84,12 +92,16 @@ def packed(ds: xr.Dataset, memory: int) -> xr.Dataset:
             dtype=(np.bool_, *[np.float32] * len(names)),
             plane=(1, width),
             width=width,
+            grid=grid,
         )
         selected = held[0]
         columns = {n: (PIXEL_DIMS, h) for n, h in zip(names, held[1:], strict=True)}
     columns["selected"] = (PIXEL_DIMS, selected, ds["selected"].attrs)
     out = slits.assign(columns)
-    return out.persist() if fits else out
+    if not fits:
+        return out
+    # In one piece a pass takes it in few large blocks; what workers of a cluster hold stays there.
+    return out.load() if cluster() is None else out.persist()
 
 
 def _count_block(start: int, arrays: Sequence[NDArray], shared: Any) -> tuple[NDArray, NDArray]:
@@ -106,21 +118,51 @@ def _mask_block(mask: NDArray, *, shape: tuple[int, int]) -> NDArray[np.bool_]:
     return bits.view(np.bool_).reshape(-1, *shape)
 
 
-def _pack_block(selected: NDArray, *columns: NDArray, width: int) -> tuple[NDArray, ...]:
+def _pack_block(
+    selected: NDArray, *columns: NDArray, width: int, grid: SpanGrid
+) -> tuple[NDArray, ...]:
     shape = (len(selected), 1, width)
     made = [np.full(shape, np.nan, dtype=np.float32) for _ in columns]
+    counts, order = np.zeros(len(selected), dtype=np.int64), np.empty(shape, dtype=np.int32)
+    wavelength = np.ascontiguousarray(columns[_PASS.index("wavelength")])
+    _in_order(
+        np.ascontiguousarray(selected), wavelength, grid.edges, grid.lookup, grid.step,
+        counts, order,
+    )  # fmt: skip
     for column, out in zip(columns, made, strict=True):
-        _pack(selected, column, out)
-    counts = selected.reshape(len(selected), -1).sum(axis=1)
+        _pack(np.ascontiguousarray(column), counts, order, out)
     return (np.arange(width) < counts[:, None, None], *made)
 
 
 @kernel
-def _pack(selected, column, out):  # pragma: no cover - compiled
+def _in_order(selected, wavelength, edges, lookup, step, counts, order):  # pragma: no cover
+    """Where in its plane each slit's selected pixels lie, in the order of the spans."""
+    ny, nx = selected.shape[1:]
+    place = np.empty(edges.size + 1, dtype=np.int64)
+    spans = np.empty(order.shape[2], dtype=np.int64)
+    where = np.empty(order.shape[2], dtype=np.int32)
     for s in range(selected.shape[0]):
-        n = 0
-        for i in range(selected.shape[1]):
-            for j in range(selected.shape[2]):
+        place[:] = 0
+        found = 0
+        for i in range(ny):
+            for j in range(nx):
                 if selected[s, i, j]:
-                    out[s, 0, n] = column[s, i, j]
-                    n += 1
+                    n, _ = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
+                    spans[found], where[found] = n + 1, i * nx + j  # first those outside
+                    place[n + 2] += 1
+                    found += 1
+        for n in range(1, place.size):
+            place[n] += place[n - 1]
+        for k in range(found):
+            order[s, 0, place[spans[k]]] = where[k]
+            place[spans[k]] += 1
+        counts[s] = found
+
+
+@kernel
+def _pack(column, counts, order, out):  # pragma: no cover - compiled
+    nx = column.shape[2]
+    for s in range(column.shape[0]):
+        for k in range(counts[s]):
+            at = order[s, 0, k]
+            out[s, 0, k] = column[s, at // nx, at % nx]

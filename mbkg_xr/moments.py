@@ -23,7 +23,7 @@ from .blocks import reduce_blocks
 from .groups import add_up, weighted
 from .kernels import kernel
 from .spans import SpanGrid, find_span
-from .terms import BIN_SPANS, Terms, profile_at, shutter_of
+from .terms import BIN_SPANS, Terms, light_at, profile_at, shutter_of
 
 __all__ = [
     "HISTOGRAM_EDGES",
@@ -130,54 +130,86 @@ class PassSums:
 def _accumulate_block(
     flux, error, var_rnoise, var_poisson, selected, wavelength, yrel,
     group, time_factor, edges, lookup, step, bin_spans,
-    factor, change, level, offset, used, stray, profile, first, pitch, kind,
+    scale, basis, times, drift, level, pedestal, pedestal_shape, used, leak, light,
+    profile, first, pitch, kind,
     model, gain, floor, centre, cut, usual, unit, log, z_max, z_step,
     moments, count, chosen, histogram, noise, pixels,
 ):  # pragma: no cover - compiled  # fmt: skip
     has_var = var_rnoise.shape[0] > 0
     has_profile = profile.shape[0] > 0
     n_z = histogram.shape[1] - 2
-    tp = np.empty(7)
+    widest = 1.0 if log else 1.0 + TAPER
     for s in range(flux.shape[0]):
         g = group[s]
+        # Pixels of one span that follow each other have all of this in common; where a slit's
+        # pixels are packed in the order of the spans these are all that it has in a span.
+        n, low, high, per_width = -1, 0.0, -1.0, 0.0
+        p0 = p1 = p2 = p3 = f = a = other0 = bright = read = middle = per_cut = most = 0.0
+        n_seen = n_kept = 0
+        m0 = m1 = m2 = m3 = m4 = m5 = m6 = r0 = r1 = r2 = r3 = q = 0.0
+        s0 = s1 = s2 = s3 = s4 = s5 = 0.0
         for i in range(flux.shape[1]):
             for j in range(flux.shape[2]):
                 if not selected[s, i, j]:
                     continue
-                n, t = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
-                if n < 0:
-                    continue
+                x = np.float64(wavelength[s, i, j])
+                if not (low <= x < high):
+                    if n >= 0 and n_seen > 0:
+                        _add_run(
+                            moments[g, n], noise[n // bin_spans], m0, m1, m2, m3, m4, m5, m6,
+                            r0, r1, r2, r3, q, s0, s1, s2, s3, s4, s5,
+                        )  # fmt: skip
+                        count[g, n] += n_kept
+                        chosen[g, n] += n_seen
+                        pixels[s, 0] += n_seen
+                        pixels[s, 1] += n_kept
+                        n_seen = n_kept = 0
+                        m0 = m1 = m2 = m3 = m4 = m5 = m6 = r0 = r1 = r2 = r3 = q = 0.0
+                        s0 = s1 = s2 = s3 = s4 = s5 = 0.0
+                    n, _ = find_span(x, edges, lookup, step)
+                    if n < 0:
+                        low, high = 0.0, -1.0
+                        continue
+                    low, high = edges[n], edges[n + 1]
+                    per_width = 1 / (high - low)
+                    change = 1.0
+                    for k in range(times.shape[1]):
+                        change += times[s, k] * drift[k, n]
+                    p0, p1 = model[n, 0] * change, model[n, 1] * change
+                    p2, p3 = model[n, 2] * change, model[n, 3] * change
+                    f = 1.0
+                    for k in range(scale.shape[1]):
+                        f += scale[s, k] * basis[n, k]
+                    other0 = pedestal[s] * pedestal_shape[n]
+                    bright = light_at(light[s], n, bin_spans)
+                    a, read = gain[n] * time_factor[s], floor[n]
+                    middle, per_cut, most = centre[n], 1 / cut[n], usual[n] * usual[n]
                 y = np.float64(flux[s, i, j])
                 e2 = np.float64(error[s, i, j]) ** 2
                 # What cannot be a measurement is never one, whoever selected it.
                 if not np.isfinite(y) or not (e2 > 0 and np.isfinite(e2)):
                     continue
-                mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
-                mean *= change[s, n]
-                pixels[s, 0] += 1
-                chosen[g, n] += 1
+                t = (x - low) * per_width
+                mean = ((p3 * t + p2) * t + p1) * t + p0
+                n_seen += 1
                 z = shutter_of(np.float64(yrel[s, i, j]))
                 if not used[s, z]:
                     continue
-                share = factor[s, n] + level[s, z]
+                share = f + level[s, z]
                 if has_profile:
                     share *= profile_at(profile, first, pitch, kind[s], yrel[s, i, j], n + t)
                 if not share > 0.01:
                     continue
-                other = offset[s, n] + stray[s, z, n] * mean
+                other = other0 + leak[s, z] * bright * mean
                 expected = share * mean + other
                 variance = e2
                 photon = 0.0
-                a = gain[n] * time_factor[s]
                 if has_var:
                     photon = np.float64(var_poisson[s, i, j])
                 if a >= 0:
                     # The datum's own photon noise is replaced by the model's: weights that follow
                     # the datum pull the fit low.
-                    if has_var:
-                        rest = np.float64(var_rnoise[s, i, j])
-                    else:
-                        rest = floor[n]
+                    rest = np.float64(var_rnoise[s, i, j]) if has_var else read
                     if rest > 0 and np.isfinite(rest):
                         variance = rest + a * max(expected, 0.0)
                 away = (y - expected) / (np.sqrt(variance) * unit)
@@ -188,18 +220,18 @@ def _accumulate_block(
                     histogram[b, n_z + 1] += 1
                 else:
                     histogram[b, 1 + min(n_z - 1, int((away + z_max) / z_step))] += 1
-                beyond = abs(away - centre[n]) / cut[n]
-                if not beyond <= (1.0 if log else 1.0 + TAPER):
+                beyond = abs(away - middle) * per_cut
+                if not beyond <= widest:
                     continue
                 trust = 1.0 if log else min(1.0, (1 + TAPER - beyond) / (2 * TAPER))
-                if e2 <= usual[n] * usual[n] and np.isfinite(photon):
+                if e2 <= most and np.isfinite(photon):
                     x = max(y, 0.0) * time_factor[s]
-                    noise[b, 0] += trust
-                    noise[b, 1] += trust * x
-                    noise[b, 2] += trust * photon
-                    noise[b, 3] += trust * e2
-                    noise[b, 4] += trust * x * x
-                    noise[b, 5] += trust * x * e2
+                    s0 += trust
+                    s1 += trust * x
+                    s2 += trust * photon
+                    s3 += trust * e2
+                    s4 += trust * x * x
+                    s5 += trust * x * e2
                 # From here on as if the slit saw the master itself.
                 y = (y - other) / share
                 w = trust * share * share / variance
@@ -208,16 +240,57 @@ def _accumulate_block(
                         continue
                     y = np.log(y)
                     w = np.float64(1.0)
-                pixels[s, 1] += 1
-                count[g, n] += 1
-                tp[0] = w
-                for m in range(1, 7):
-                    tp[m] = tp[m - 1] * t
-                for m in range(7):
-                    moments[g, n, m] += tp[m]
-                for m in range(4):
-                    moments[g, n, 7 + m] += tp[m] * y
-                moments[g, n, 11] += w * y * y
+                n_kept += 1
+                m0 += w
+                r0 += w * y
+                q += w * y * y
+                w *= t
+                m1 += w
+                r1 += w * y
+                w *= t
+                m2 += w
+                r2 += w * y
+                w *= t
+                m3 += w
+                r3 += w * y
+                w *= t
+                m4 += w
+                w *= t
+                m5 += w
+                m6 += w * t
+        if n >= 0 and n_seen > 0:
+            _add_run(
+                moments[g, n], noise[n // bin_spans], m0, m1, m2, m3, m4, m5, m6,
+                r0, r1, r2, r3, q, s0, s1, s2, s3, s4, s5,
+            )  # fmt: skip
+            count[g, n] += n_kept
+            chosen[g, n] += n_seen
+            pixels[s, 0] += n_seen
+            pixels[s, 1] += n_kept
+
+
+@kernel(inline="always")
+def _add_run(
+    moments, noise, m0, m1, m2, m3, m4, m5, m6, r0, r1, r2, r3, q, s0, s1, s2, s3, s4, s5
+):  # pragma: no cover - compiled
+    moments[0] += m0
+    moments[1] += m1
+    moments[2] += m2
+    moments[3] += m3
+    moments[4] += m4
+    moments[5] += m5
+    moments[6] += m6
+    moments[7] += r0
+    moments[8] += r1
+    moments[9] += r2
+    moments[10] += r3
+    moments[11] += q
+    noise[0] += s0
+    noise[1] += s1
+    noise[2] += s2
+    noise[3] += s3
+    noise[4] += s4
+    noise[5] += s5
 
 
 def block_sums(
@@ -245,7 +318,8 @@ def block_sums(
     _accumulate_block(
         flux, error, rnoise, poisson, selected, wavelength, yrel,
         group, time_factor, grid.edges, grid.lookup, grid.step, BIN_SPANS,
-        terms.factor(), terms.change(), terms.level, terms.offset(), terms.used, terms.stray(),
+        np.ascontiguousarray(terms.scale), terms.basis(), terms.times, terms.drift, terms.level,
+        terms.pedestal, terms.pedestal_shape, terms.used, terms.leak, terms.light,
         terms.profile.values, terms.profile.first, terms.profile.step, terms.kind,
         state.model, state.gain, state.floor, state.centre, state.cut, state.usual,
         state.unit, state.log, _Z_MAX, _Z_STEP,

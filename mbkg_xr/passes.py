@@ -88,7 +88,7 @@ def robust_passes(
     say("selection")
     # What differs between slits is looked for in other pixels than the selected ones, too.
     ds = kept(ds, memory)
-    sky = packed(ds, memory)
+    sky = packed(ds, memory, grid)
     time = None if drift is None else Clock.of(ds, drift.order).functions(ds["mjd"].values)
     drifted: Drifted | None = None
     differ = Differences(Terms.none(ds.sizes["slit"], grid.size))

@@ -10,7 +10,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .blocks import reduce_blocks
-from .histograms import add_keys, key_median, n_keys
 from .kernels import kernel
 from .moments import PassState
 from .select import why_empty
@@ -21,48 +20,79 @@ __all__ = ["median_start", "start"]
 Array = NDArray[np.float64]
 
 START_SPANS = 8
+_SAMPLE = 400_000  # pixels that tell the medians to a per cent and better
 _USUAL = 3.0  # pixels with errors beyond this many medians say nothing of the usual noise
 
 
 @kernel
-def _start_histogram(
-    bits, selected, wavelength, edges, lookup, step, bin_spans, out
+def _sample(
+    flux, error, selected, wavelength, edges, lookup, step, bin_spans, most, bins, values
 ):  # pragma: no cover - compiled
-    for s in range(bits.shape[0]):
-        for i in range(bits.shape[1]):
-            for j in range(bits.shape[2]):
-                if selected[s, i, j]:
-                    n, _ = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
-                    if n >= 0:
-                        add_keys(bits[s, i, j], out[n // bin_spans])
+    """Bins, fluxes and errors of pixels whose mixed bits are below `most`; how many."""
+    found = 0
+    bits, colour = flux.view(np.uint32), wavelength.view(np.uint32)
+    for s in range(flux.shape[0]):
+        for i in range(flux.shape[1]):
+            for j in range(flux.shape[2]):
+                if not selected[s, i, j]:
+                    continue
+                # As random as the last digits, and the same wherever the pixel lies
+                # (the last step of MurmurHash3, Appleby 2011).
+                h = np.uint32(bits[s, i, j] ^ np.uint32(colour[s, i, j] * np.uint32(2654435769)))
+                h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
+                h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
+                if (h ^ (h >> np.uint32(16))) > most:
+                    continue
+                n, _ = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
+                if n < 0 or not (np.isfinite(flux[s, i, j]) and np.isfinite(error[s, i, j])):
+                    continue
+                bins[found] = n // bin_spans
+                values[0, found], values[1, found] = flux[s, i, j], error[s, i, j]
+                found += 1
+    return found
 
 
 def median_start(ds: xr.Dataset, grid: SpanGrid) -> tuple[NDArray, NDArray, NDArray]:
     """Running medians of the selected flux and error, for any units, chunks and order of slits.
+
+    Of many pixels a share is taken, by their own bits.
 
     Returns
     -------
     wavelength, flux, error
         Middle of each bin of `START_SPANS` spans that holds pixels, um, and the medians there.
     """
-    n_bins = -(-grid.size // START_SPANS)
+    pixels = reduce_blocks(ds, ["selected"], _count, lambda a, b: a + b)
+    most = np.uint32(min(_SAMPLE / max(pixels, 1), 1.0) * 0xFFFFFFFF)
 
-    def block(start: int, arrays: Sequence[Any], shared: Any) -> NDArray:
-        *values, selected, wavelength = arrays
-        out = np.zeros((len(values), n_bins, n_keys), dtype=np.int64)
-        for array, histogram in zip(values, out, strict=True):
-            _start_histogram(
-                np.ascontiguousarray(array, dtype=np.float32).view(np.uint32), selected,
-                wavelength, grid.edges, grid.lookup, grid.step, START_SPANS, histogram,
-            )  # fmt: skip
-        return out
+    def block(start: int, arrays: Sequence[Any], shared: Any) -> list[tuple[NDArray, NDArray]]:
+        flux, error, wavelength = (
+            np.ascontiguousarray(arrays[k], dtype=np.float32) for k in (0, 1, 3)
+        )
+        selected = arrays[2]
+        size = int(selected.sum())
+        bins, values = np.empty(size, dtype=np.int16), np.empty((2, size), dtype=np.float32)
+        found = _sample(
+            flux, error, selected, wavelength, grid.edges, grid.lookup, grid.step, START_SPANS,
+            most, bins, values,
+        )  # fmt: skip
+        return [(bins[:found].copy(), values[:, :found].copy())]
 
     names = ["flux", "error", "selected", "wavelength"]
-    counts = reduce_blocks(ds, names, block, lambda a, b: a + b)
-    filled = np.flatnonzero(counts[0].sum(axis=1))
+    parts = reduce_blocks(ds, names, block, lambda a, b: a + b)
+    bins = np.concatenate([one for one, _ in parts])
+    values = np.concatenate([one for _, one in parts], axis=1)[:, np.argsort(bins, kind="stable")]
+    if not bins.size:
+        return np.empty(0), np.empty(0), np.empty(0)
+    filled, first = np.unique(np.sort(bins), return_index=True)
+    each = np.split(values, first[1:], axis=1)
+    flux, error = np.array([np.median(one, axis=1) for one in each]).reshape(-1, 2).T
     middle = np.minimum((filled + 0.5) * START_SPANS, grid.size)
-    wavelength = np.interp(middle, np.arange(grid.edges.size), grid.edges)
-    return wavelength, key_median(counts[0, filled]), key_median(counts[1, filled])
+    return np.interp(middle, np.arange(grid.edges.size), grid.edges), flux, error
+
+
+def _count(start: int, arrays: Sequence[NDArray], shared: Any) -> int:
+    return int(arrays[0].sum())
 
 
 def start(

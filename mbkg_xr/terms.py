@@ -141,8 +141,11 @@ class Terms:
 
     def factor(self) -> Array:
         """``(slit, span)``, f."""
-        basis = legendre.legvander(self.phase, self.scale.shape[1] - 1)
-        return 1.0 + self.scale @ basis.T
+        return 1.0 + self.scale @ self.basis().T
+
+    def basis(self) -> Array:
+        """``(span, order)``, of the scales."""
+        return np.ascontiguousarray(legendre.legvander(self.phase, self.scale.shape[1] - 1))
 
     def change(self) -> Array:
         """``(slit, span)``, the master at the slit's time over the master."""
@@ -186,6 +189,15 @@ def bin_phase(edges: Array, covered: NDArray[np.bool_]) -> tuple[Array, Array]:
         return np.clip((2 * at - low - high) / (high - low), -1.0, 1.0)
 
     return phase(spans), phase(bins)
+
+
+@kernel(inline="always")
+def light_at(light, n, bin_spans):  # pragma: no cover - compiled
+    """Light of a slit's source ``(bin,)`` in the middle of span n, linear between bins."""
+    at = (n + 0.5) / bin_spans - 0.5
+    k = min(max(int(np.floor(at)), 0), max(light.shape[0] - 2, 0))
+    part = min(max(at - k, 0.0), 1.0)
+    return light[k] * (1 - part) + light[min(k + 1, light.shape[0] - 1)] * part
 
 
 @kernel(inline="always")

@@ -5,6 +5,7 @@ import pytest
 
 import mbkg_xr as mx
 from mbkg_xr.columns import kept, packed
+from mbkg_xr.spans import span_grid
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +71,18 @@ def test_packed_pixels_are_the_selected_ones(awkward, lazy):
     ds = mx.select_background(awkward)
     given = ds.chunk({"slit": 3}) if lazy else ds
     use = ds.selected.values
+    grid = span_grid(ds)
+    span = np.floor(np.nan_to_num(grid.pixel_coordinate(ds.wavelength.values), nan=-1))
+    slit = np.indices(use.shape)[0]
     for memory in (0, 2**30):
-        sky = packed(kept(given, memory), memory)
+        sky = packed(kept(given, memory), memory, grid)
         inside = sky.selected.values
         assert (sky.flux.shape == ds.flux.shape) == (memory == 0)
         np.testing.assert_array_equal(inside.sum(axis=(1, 2)), use.sum(axis=(1, 2)))
+        # Kept, they are in the order of the spans; pixels of one span in that of the rows.
+        order = np.lexsort([span[use], slit[use]]) if memory else slice(None)
         for name in ("flux", "error", "wavelength", "yrel", "var_rnoise"):
-            np.testing.assert_array_equal(sky[name].values[inside], ds[name].values[use])
+            np.testing.assert_array_equal(sky[name].values[inside], ds[name].values[use][order])
 
 
 def test_one_master_whatever_is_kept():
