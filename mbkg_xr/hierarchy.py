@@ -21,6 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .populations import sum_by
+from .slit_algebra import (
+    add_on_places,
+    integrate_own,
+    inverses,
+    own_parts,
+    spread_of_places,
+)
 
 __all__ = ["Hierarchy", "likely_variance"]
 
@@ -141,22 +148,21 @@ class Hierarchy:
 
     def step(self, data: Array, right: Array) -> Hierarchy:
         """One round, from each slit's information matrix and right-hand side."""
-        eye = np.eye(self.prior.shape[1])
-        own = np.linalg.inv(data + eye / self.tau[1])
         # Information on the means, with the slits' own parts integrated out.
-        seen = data - data @ own @ data
-        said = right - _times(data, _times(own, right))
+        own, seen, said = np.empty_like(data), np.empty_like(data), np.empty_like(right)
+        integrate_own(data, right, self.tau[1], own, seen, said)
         place_tau, common, level, spread, of_level = self._slitlets(seen, said)
         drift, wide = self._exposures(seen, said, common)
-        alone = _times(own, right - _times(data, common[self.slitlet] + drift[self.exposure]))
-        kept = data @ own  # of a change of the mean, what goes over to the slit's own part
-        moved = np.swapaxes(kept, -1, -2)
-        covariance = own + moved @ (spread[self.slitlet] + wide[self.exposure]) @ kept
+        alone, variance = np.empty_like(right), np.empty_like(right)
+        own_parts(
+            data, right, own, self.slitlet, self.exposure, common, drift, spread, wide,
+            alone, variance,
+        )  # fmt: skip
         tau = np.stack(
             [
-                self._variance(0, common - level, of_level, removed=1),
-                self._variance(1, alone, covariance),
-                self._variance(2, drift, wide, removed=1),
+                self._variance(0, common - level, np.einsum("ckk->ck", of_level), removed=1),
+                self._variance(1, alone, variance),
+                self._variance(2, drift, np.einsum("ekk->ek", wide), removed=1),
             ]
         )
         return replace(
@@ -174,7 +180,7 @@ class Hierarchy:
         precision = np.diag(1 / self.tau[0])
         information = sum_by(self.slitlet, seen, n)
         told = sum_by(self.slitlet, said - _times(seen, self.drift[self.exposure]), n)
-        spread = np.linalg.inv(information + precision)
+        spread = inverses(information + precision)
         level, of_level, place_tau = np.zeros((n, k)), np.zeros((n, k, k)), self.place_tau
         if self.place.shape[1]:
             # What remains of the data's word once the slitlets' own parts are integrated out.
@@ -194,8 +200,8 @@ class Hierarchy:
     def _places(self, left: NDArray, heard: NDArray) -> tuple[NDArray, ...]:
         """Level of each slitlet by its place, its covariance, and the variance of coefficients."""
         columns, k = self.place.shape[1], left.shape[1]
-        gram = np.einsum("cp,cq,ckl->pkql", self.place, self.place, left, optimize=True)
-        gram = gram.reshape(columns * k, columns * k)
+        gram = np.zeros((columns * k, columns * k))
+        add_on_places(self.place, left, gram)
         gram += np.diag(np.tile(1 / self.place_tau, columns))
         covariance = np.linalg.inv(gram)
         theta = (covariance @ np.einsum("cp,ck->pk", self.place, heard).ravel()).reshape(columns, k)
@@ -207,21 +213,21 @@ class Hierarchy:
             self.place_tau,
             _PLACE**2 * self.prior[0],
         )
-        blocks = covariance.reshape(columns, k, columns, k)
-        spread = np.einsum("cp,pkql,cq->ckl", self.place, blocks, self.place, optimize=True)
+        spread = np.zeros_like(left)
+        spread_of_places(self.place, covariance, spread)
         return self.place @ theta, spread, place_tau
 
     def _exposures(self, seen: NDArray, said: NDArray, common: NDArray) -> tuple[NDArray, NDArray]:
         n = self.drift.shape[0]
         information = sum_by(self.exposure, seen, n) + np.diag(1 / self.tau[2])
         told = sum_by(self.exposure, said - _times(seen, common[self.slitlet]), n)
-        wide = np.linalg.inv(information)
+        wide = inverses(information)
         drift = _times(wide, told)
         return drift - drift.mean(axis=0), wide
 
-    def _variance(self, which: int, values: Array, covariance: Array, removed: int = 0) -> Array:
+    def _variance(self, which: int, values: Array, variance: Array, removed: int = 0) -> Array:
         """One population's; `removed` members' worth of its freedom is the master's."""
-        effective = 1 - np.einsum("skk->sk", covariance) / self.tau[which]
+        effective = 1 - variance / self.tau[which]
         n = effective.shape[0]
         effective = np.clip(effective, 0, 1) * (n - removed) / n
         prior, present = self.prior[which], self.tau[which]

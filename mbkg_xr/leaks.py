@@ -1,17 +1,19 @@
 """What a shutter holds of its own beside its slit's scale: a level, and some of a source's light.
 
 Works on the sums of `mbkg_xr.shutters`, without pixels. What is a shutter's own is integrated out
-of what it says of its slit.
+of what it says of its slit. All that rounds ask of a shutter is linear or quadratic in the same few
+functions of wavelength, so that its bins are added up once, to a Gram matrix and a vector.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .hierarchy import likely_variance
+from .slit_algebra import add_up_bins, shutter_parts, shutter_rests
 
 __all__ = ["EXPECTED_LEAK", "EXPECTED_LEVEL", "Own", "Shutters"]
 
@@ -48,6 +50,9 @@ class Shutters:
         ``(b, k)``, of what all shutters of a slit share: its scale, and its exposure's pedestal.
     keep
         ``(s, z)``, shutters in use.
+    gram, linear
+        ``(s, z, k + 1, k + 1)`` and ``(s, z, k + 1)``: weighted sums over bins of the products of
+        the basis and, last, the light with each other, and sums of the excess with each.
     """
 
     weight: Array
@@ -57,23 +62,22 @@ class Shutters:
     light: Array
     basis: Array
     keep: NDArray[np.bool_]
+    gram: Array = field(init=False)
+    linear: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        n = self.basis.shape[1] + 1
+        self.gram = np.zeros((*self.keep.shape, n, n))
+        self.linear = np.zeros((*self.keep.shape, n))
+        add_up_bins(self.weight, self.excess, self.basis, self.light, self.gram, self.linear)
 
     def parts(self, own: Own) -> tuple[Array, Array]:
         """Each shutter's information matrix and right-hand side; what is its own integrated out."""
         k = self.basis.shape[1]
-        squares = (self.basis[:, :, None] * self.basis[:, None, :]).reshape(-1, k * k)
-        w, c = self.sums()
-        data = (w @ squares).reshape(*w.shape[:2], k, k)
-        right = c @ self.basis
-        cross, inverse, linear = self._own(w, c, own)
-        pull = cross @ inverse
-        data -= pull @ np.swapaxes(cross, -1, -2)
-        right -= (pull @ linear[..., None])[..., 0]
+        data, right = np.zeros((*self.keep.shape, k, k)), np.zeros((*self.keep.shape, k))
+        prior = self.leak_prior(own.leak)
+        shutter_parts(self.gram, self.linear, self.keep, *prior, own.level, data, right)
         return data, right
-
-    def sums(self) -> tuple[Array, Array]:
-        """Weights and excesses of the shutters in use."""
-        return self.weight * self.keep[:, :, None], self.excess * self.keep[:, :, None]
 
     def told(self) -> NDArray[np.bool_]:
         """``(s, z)``: shutters without a source that have pixels."""
@@ -83,7 +87,7 @@ class Shutters:
         """``(s, z, 2)``, leak and level of each shutter given the scales, their covariance, and
         ``(s, z, k)``, what the level changes by with the scales.
         """
-        cross, inverse, linear = self._own(*self.sums(), own)
+        cross, inverse, linear = self._own(own)
         left = linear - (np.swapaxes(cross, -1, -2) @ scale[:, None, :, None])[..., 0]
         slope = -(inverse @ np.swapaxes(cross, -1, -2))[..., 1, :]
         return (inverse @ left[..., None])[..., 0], inverse, slope
@@ -98,12 +102,11 @@ class Shutters:
         own
             What is held fixed.
         """
-        w, c = self.weight, self.excess
-        total = np.maximum(w.sum(axis=2), 1e-30)
-        h = (w @ self.basis) / total[..., None]
+        total = np.maximum(self.gram[..., 0, 0], 1e-30)
+        h = self.gram[..., 0, :-1] / total[..., None]
         share, precision = self.leak_prior(own.leak)
-        light = (w * self.light[:, None, :]).sum(axis=2) / total
-        over = c.sum(axis=2) / total - (h * others).sum(axis=2) - share * light
+        light = self.gram[..., 0, -1] / total
+        over = self.linear[..., 0] / total - (h * others).sum(axis=2) - share * light
         variance = (
             1 / total
             + np.einsum("szk,szkl,szl->sz", h, covariance, h, optimize=True)
@@ -114,7 +117,8 @@ class Shutters:
 
     def floor(self, others: Array, covariance: Array, own: Own) -> float:
         """Scatter of shutters about what their slit's others say, as a fraction of the sky."""
-        w, c = self.sums()
+        w = self.weight * self.keep[:, :, None]
+        c = self.excess * self.keep[:, :, None]
         seen = (w > 0) & (self.keep.sum(axis=1) > 1)[:, None, None]
         if not seen.any():
             return 0.0
@@ -139,7 +143,11 @@ class Shutters:
 
     def found(self, scale: Array, own: Own) -> Own:
         """The same, found anew from scales."""
-        return Own(self._leak(scale, own), self._level(scale, own))
+        sums = np.zeros((*self.keep.shape, 4))
+        prior = self.leak_prior(own.leak)
+        shutter_rests(self.gram, self.linear, self.keep, scale, *prior, sums)
+        information, level, square, rest = np.moveaxis(sums, 2, 0)
+        return Own(self._leak(square, rest, own), self._level(information, level, own))
 
     def leak_prior(self, leak: tuple[float, float]) -> tuple[Array, Array]:
         """Mean and precision of the share of a source's light in each shutter."""
@@ -147,37 +155,30 @@ class Shutters:
         with np.errstate(divide="ignore"):
             return share * leak[0], np.where(share > 0, 1 / np.square(share * leak[1]), 1e12)
 
-    def _own(self, w: Array, c: Array, own: Own) -> tuple[Array, Array, Array]:
+    def _own(self, own: Own) -> tuple[Array, Array, Array]:
         """Of what is the shutter's own, a leak and a level: its product with the basis, the
         inverse of its information matrix, and its right-hand side.
         """
-        light = self.light[:, None, :]
+        gram = self.gram * self.keep[:, :, None, None]
+        c = self.linear * self.keep[:, :, None]
         mean, precision = self.leak_prior(own.leak)
-        cross = np.stack([(w * light) @ self.basis, w @ self.basis], axis=-1)
-        a = (w * light**2).sum(axis=2) + precision
-        b = (w * light).sum(axis=2)
-        d = w.sum(axis=2) + 1 / own.level
+        cross = gram[..., :-1, [-1, 0]]
+        a = gram[..., -1, -1] + precision
+        b = gram[..., -1, 0]
+        d = gram[..., 0, 0] + 1 / own.level
         determinant = a * d - b * b
         inverse = np.stack([np.stack([d, -b], -1), np.stack([-b, a], -1)], -1)
-        linear = np.stack([(c * light).sum(axis=2) + precision * mean, c.sum(axis=2)], axis=-1)
+        linear = np.stack([c[..., -1] + precision * mean, c[..., 0]], axis=-1)
         return cross, inverse / determinant[..., None, None], linear
 
-    def _level(self, scale: Array, own: Own) -> float:
+    def _level(self, information: Array, level: Array, own: Own) -> float:
         """Variance of the shutters' levels, from how the shutters of one slit differ.
 
         Contrasts alone (restricted likelihood): what they have in common is the slit's scale.
         """
-        w, c = self.sums()
-        c = c - w * (scale @ self.basis.T)[:, None, :]
-        light = self.light[:, None, :]
-        mean, precision = self.leak_prior(own.leak)
-        a = (w * light**2).sum(axis=2) + precision
-        b = (w * light).sum(axis=2)
-        information = w.sum(axis=2) - b * b / a
         told = self.keep & (information > 0) & (self.keep.sum(axis=1) > 1)[:, None]
         if not told.any():
             return own.level
-        level = c.sum(axis=2) - (b / a) * ((c * light).sum(axis=2) + precision * mean)
         known = np.where(told, information, 1.0)
         level = np.where(told, level / known, 0.0)
         v = np.where(told, 1 / (1 / known + own.level), 0.0)
@@ -191,16 +192,12 @@ class Shutters:
         )
         return float(found[0])
 
-    def _leak(self, scale: Array, own: Own) -> tuple[float, float]:
+    def _leak(self, square: Array, rest: Array, own: Own) -> tuple[float, float]:
         """Mean and scatter of the share of a source's light in the shutter beside it."""
-        w, c = self.sums()
-        light = self.light[:, None, :]
-        square = (w * light**2).sum(axis=2)
         # Sources so faint that their leak cannot be measured say nothing of it, and do no harm.
         told = (self.beside == 1) & (square > 1 / np.square(EXPECTED_LEAK[1]))
         if told.sum() < 4:
             return own.leak
-        rest = ((c - w * (scale @ self.basis.T)[:, None, :]) * light).sum(axis=2)
         # Medians: large sources reach far, and must not widen what is allowed to all others.
         found = rest[told] / square[told]
         centre = max(float(np.median(found)), 0.0)

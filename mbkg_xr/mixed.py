@@ -28,6 +28,7 @@ from .leaks import EXPECTED_LEAK, EXPECTED_LEVEL, Own, Shutters
 from .populations import quadratic, ranks, source_light
 from .scales import Scales, SlitScales
 from .shutters import ShutterSums, sky_shutters
+from .slit_algebra import inverses
 from .terms import FIRST_SHUTTER, N_SHUTTERS
 
 __all__ = ["solve_scales"]
@@ -137,7 +138,7 @@ def _without_each(
 def _posterior(
     data: Array, right: Array, mean: Array, of_mean: Array | None, tau: Array
 ) -> tuple[NDArray, NDArray]:
-    own = np.linalg.inv(data + np.eye(tau.size) / tau)
+    own = inverses(data + np.eye(tau.size) / tau)
     scale = (own @ (right + mean / tau)[..., None])[..., 0]
     if of_mean is None:
         return scale, own
