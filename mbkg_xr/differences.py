@@ -15,7 +15,7 @@ from .quality import do_not_use
 from .scales import Scales, SlitScales
 from .shutters import look, sky_shutters
 from .spans import SpanGrid
-from .terms import BIN_SPANS, ProfileTable, Terms, bin_phase
+from .terms import BIN_SPANS, Terms, bin_phase
 
 __all__ = ["Differences", "find_differences"]
 
@@ -68,8 +68,8 @@ def find_differences(
         sky &= present.scales.used
     kinds = tuple(sorted({int(n) for n in ds["n_shutters"].values if n > 0})) if profile else ()
     bits = int(ds["selected"].attrs.get("excluded_flags", 0)) | do_not_use(ds["quality"])
-    sums = look(ds, grid, state, present.terms, bits=bits, sky=sky, kinds=kinds)
     span_phase, phase = bin_phase(grid.edges, constrained)
+    sums = look(ds, grid, state, present.terms, bits=bits, sky=sky, kinds=kinds, phase=phase)
     if not sums.weight.any():
         return present  # a sky that is nowhere positive has no fractions
     terms = replace(present.terms, phase=span_phase)
@@ -94,7 +94,7 @@ def find_differences(
             light=found.light,
         )
     if profile:
-        table = _eased(terms.profile, solve_profile(sums.profile, phase, kinds))
+        table = solve_profile(sums.profile, phase, kinds)
         terms = replace(terms, profile=table, kind=table.index(ds["n_shutters"].values))
     return Differences(terms, found)
 
@@ -103,15 +103,6 @@ def _tells_profile(ds: xr.Dataset) -> NDArray[np.bool_]:
     """``(slit,)``: sky slits; where there is none of as many shutters, those with a source, too."""
     background, count = ds["is_background"].values, ds["n_shutters"].values
     return background | ~np.isin(count, np.unique(count[background]))
-
-
-def _eased(before: ProfileTable, found: ProfileTable) -> ProfileTable:
-    """Half way from the last profile: scales and profile answer the same residuals, and each in
-    full would overshoot.
-    """
-    if before.kinds != found.kinds or not before.kinds:
-        return found
-    return replace(found, values=0.5 * (before.values + found.values))
 
 
 def _pedestal_shape(state: PassState, constrained: NDArray[np.bool_]) -> Array:

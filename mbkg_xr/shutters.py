@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from .blocks import reduce_blocks
 from .kernels import kernel
 from .moments import REFERENCE_TIME, PassState
+from .profile_sums import N_NODES, PROFILE_FIRST, PROFILE_STEP, ProfileSums
 from .schema import occupied_shutters
 from .spans import SpanGrid, find_span
 from .terms import BIN_SPANS, FIRST_SHUTTER, N_SHUTTERS, Terms, profile_at, shutter_of
 
 __all__ = [
     "CENTRE",
-    "PROFILE_FIRST",
-    "PROFILE_STEP",
     "ShutterSums",
     "look",
     "open_shutters",
@@ -33,8 +32,6 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-#: Nodes of the profile in yrel: every fortieth of a pitch over five shutters and their edges.
-PROFILE_FIRST, PROFILE_STEP, N_NODES = -3.0, 0.025, 241
 CENTRE = 0.2  # half width in yrel of what counts as a shutter's centre
 _ALLOWED = 0.1  # departures by this share of the sky are no outliers: slits differ so much
 _CLIP = 4.5
@@ -80,13 +77,12 @@ class ShutterSums:
         their ratio is how much more than the master a shutter holds, as a fraction of it, and one
         over the first the variance of that.
     profile
-        ``(2, kind, node, bin)``: the same sums by yrel, with f, over the pixels of shutters that
-        are sky.
+        What the pixels of shutters that are sky say of the profile.
     """
 
     weight: Array
     excess: Array
-    profile: Array
+    profile: ProfileSums
 
     def __add__(self, other: ShutterSums) -> ShutterSums:
         return ShutterSums(
@@ -166,8 +162,8 @@ def _look_block(
                     p = (r - PROFILE_FIRST) / PROFILE_STEP
                     node = int(np.floor(p + 0.5))
                     if 0 <= node < profile.shape[2]:
-                        profile[0, kind[s], node, b] += m * m / variance
-                        profile[1, kind[s], node, b] += m * (y - offset[s, n]) / variance
+                        profile[0, s, node, b] += m * m / variance
+                        profile[1, s, node, b] += m * (y - offset[s, n]) / variance
 
 
 def look(
@@ -178,7 +174,8 @@ def look(
     *,
     bits: int,
     sky: NDArray[np.bool_],
-    kinds: Sequence[int],
+    kinds: tuple[int, ...],
+    phase: Array,
 ) -> ShutterSums:
     """Look into all shutters of all slits.
 
@@ -194,6 +191,8 @@ def look(
         ``(slit, shutter)``, shutters whose pixels tell the profile.
     kinds
         Numbers of open shutters for which a profile is wanted.
+    phase
+        ``(bin,)``, -1 to 1 over the fitted range.
 
     Returns
     -------
@@ -212,6 +211,10 @@ def look(
     kind = np.array([rank.get(int(n), -1) for n in ds["n_shutters"].values], dtype=np.int64)
     n_bins = -(-grid.size // BIN_SPANS)
     mask = ds["quality"].dtype.type(bits)
+    table = terms.profile
+    known = np.ones((len(kinds), N_NODES, n_bins))
+    for index in (i for i, k in enumerate(kinds) if k in table.kinds):
+        known[index] = table.values[table.kinds.index(kinds[index])]
 
     def block(start: int, arrays: Sequence[Any], shared: tuple[PassState, Terms]) -> ShutterSums:
         flux, error, quality, wavelength, yrel, *variances = arrays
@@ -219,11 +222,8 @@ def look(
         rnoise, poisson = variances or (none, none)
         part = slice(start, start + flux.shape[0])
         state, own = shared[0], shared[1].part(part)
-        sums = ShutterSums(
-            np.zeros((flux.shape[0], N_SHUTTERS, n_bins)),
-            np.zeros((flux.shape[0], N_SHUTTERS, n_bins)),
-            np.zeros((2, len(kinds), N_NODES, n_bins)),
-        )
+        weight, excess = np.zeros((2, flux.shape[0], N_SHUTTERS, n_bins))
+        along = np.zeros((2, flux.shape[0] if kinds else 0, N_NODES, n_bins))
         _look_block(
             flux, error, rnoise, poisson, quality, wavelength, yrel,
             mask, source[part], first_open[part], last_open[part],
@@ -232,8 +232,10 @@ def look(
             state.model, state.gain, state.floor, state.unit,
             own.factor(), own.change(), own.level, own.offset(), own.leak, own.light,
             own.profile.values, own.profile.first, own.profile.step, own.kind,
-            sums.weight, sums.excess, sums.profile,
+            weight, excess, along,
         )  # fmt: skip
-        return sums
+        return ShutterSums(
+            weight, excess, ProfileSums.of(along[0], along[1], kind[part], kinds, known, phase)
+        )
 
     return reduce_blocks(ds, names, block, lambda a, b: a + b, (state, terms))

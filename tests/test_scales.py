@@ -8,6 +8,7 @@ import xarray as xr
 
 import mbkg_xr as mx
 from mbkg_xr.mixed import solve_scales
+from mbkg_xr.profile_sums import ProfileSums
 from mbkg_xr.residuals import sky_centres
 from mbkg_xr.scales import Scales
 from mbkg_xr.shutters import ShutterSums, open_shutters
@@ -45,7 +46,9 @@ def _sums(slits: xr.Dataset, excess: np.ndarray, precision: float, seed: int) ->
     weight = np.full(excess.shape, precision)
     weight[~open_shutters(slits.n_shutters.values)] = 0.0
     noise = np.random.default_rng(seed).standard_normal(excess.shape)
-    return ShutterSums(weight, weight * excess + np.sqrt(weight) * noise, np.zeros((2, 0, 1, 1)))
+    none = np.zeros((slits.sizes["slit"], 0, BINS))
+    profile = ProfileSums.of(none, none, np.full(len(none), -1), (), none, np.zeros(BINS))
+    return ShutterSums(weight, weight * excess + np.sqrt(weight) * noise, profile)
 
 
 def test_scales_reach_their_bound():

@@ -27,11 +27,13 @@ def scale_errors(seed: int, signal_to_noise: float | None) -> tuple[float, float
     The scale of slit j is a Legendre series of coefficients t_j; its information from the selected
     pixels is J_j = sum m^2 / v P P^T (m the true sky, v the true variance). With t = u + a, u the
     slitlet's and a the slit's own, both normal with the covariances that the very truth of this
-    programme has, no estimator's mean squared error is below the trace of
+    programme has, no estimator's mean squared error is below the mean over slits of the trace of
 
         K [(diag(J) + S^-1)^-1]_jj,    S = cov(u) x 1 1^T + cov(a) x I,    K = <P P^T> over the band
 
-    (the Bayesian Cramer-Rao bound, van Trees 1968, which is reached for normal noise).
+    (the Bayesian Cramer-Rao bound, van Trees 1968, which is reached for normal noise). It is that
+    of an analyst who is told the sky, that there are no pedestals, and the profile: what those cost
+    counts against the estimator.
     """
     ds = programme(
         exposures=3,
