@@ -65,6 +65,7 @@ _SLIT = (
 )
 _COORDS = ("edge", "node", "shutter", "component", "yrel_node")
 APPLIED_ATTRS = (
+    "rows",
     "clip",
     "clip_unit",
     "scatter",

@@ -25,7 +25,7 @@ from .models import BSpline, LogPolynomial, Template
 from .ranges import slit_ranges
 from .report import Section, write_pages
 from .residuals import compare, residuals
-from .schema import SHUTTER_CENTRES, already_subtracted, refuse_subtracted
+from .schema import already_subtracted, refuse_subtracted
 from .select import Windows, select_background
 from .subtract import subtract
 
@@ -107,7 +107,7 @@ def run_tree(
     out: str | os.PathLike,
     *,
     model: str | BSpline | LogPolynomial | Template = "bspline",
-    yrel: Windows = SHUTTER_CENTRES,
+    yrel: Windows | None = None,
     exclude: Sequence[str] | None = None,
     median_window: int | None = 15,
     median_apply: bool = False,

@@ -30,6 +30,7 @@ from .parts import join_parts, split_slits
 from .passes import robust_passes
 from .scales import Scales
 from .schema import validate
+from .select import centres_only
 from .slit_moments import is_moments
 from .spans import SpanGrid, span_grid
 
@@ -81,7 +82,8 @@ def fit_master(
     scales
         How slits may differ in throughput and colour (`Scales`); None: they are all alike.
     profile
-        Find the residual bar-shadow profile from sky slits.
+        Find the residual bar-shadow profile from sky slits. Without it, and in the seed's recipe,
+        only shutter centres are used, unless windows were asked for.
     clip
         Clipping limit in units of the local scatter.
     max_passes
@@ -146,6 +148,8 @@ def fit_master(
     else:
         validate(ds)
         check_parameters(ds, clip, max_passes, bad_slits)
+        if model.log_data or not profile:
+            ds = centres_only(ds)
         grid = span_grid(ds) if grid is None else grid
         ds = per_unit_sky(ds)
         fit = partial(
@@ -287,6 +291,7 @@ def _fit_pixels(
             "clip": float(clip),
             "clip_unit": float(done.state.unit),
             "left_out": leave_out,
+            "rows": ds["selected"].attrs.get("rows", "as asked"),
             "n_pixels": int(done.pixels[:, 1].sum()),
             "converged": int(done.history[-1]["change"] < CONVERGED),
         },

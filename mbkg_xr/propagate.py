@@ -19,6 +19,7 @@ from .master import identity, master_grid
 from .parts import has_parts, master_part, part_index
 from .quality import do_not_use
 from .schema import PIXEL_DIMS
+from .select import centres_only
 from .slit_terms import SlitTerms, ranks_in, slit_terms
 from .weighted import COLUMNS, PARTS, PIXELS, Master, slit_sums
 
@@ -101,6 +102,8 @@ def propagate(
     (('wavelength',), True)
     """
     _check(ds, master)
+    if "selected" in ds and master.attrs.get("rows") == "centres":
+        ds = centres_only(ds)
     groups = _Groups.of(ds, by)
     weights, extra = _weights(ds, weights)
     data = _results(ds, master, groups, weights)

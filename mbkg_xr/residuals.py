@@ -15,6 +15,7 @@ from .errors import DatasetError
 from .partners import laid_on
 from .quality import do_not_use
 from .schema import (
+    CENTRE,
     PIXEL_DIMS,
     SLIT_IDENTITY,
     already_subtracted,
@@ -28,7 +29,6 @@ from .subtract import before_subtraction
 
 __all__ = ["STATISTICS", "compare", "residuals", "sky_centres", "summarize_sky"]
 
-_CENTRE = 0.2  # half width in yrel of what counts as a shutter's centre
 _STACK_PIXELS = 2  # detector pixels in one wavelength bin of `stack`
 
 
@@ -123,7 +123,7 @@ def _centre_block(yrel, quality, residual, occupied, known, count, *, bad):
     with np.errstate(invalid="ignore"):
         shutter = np.round(yrel)
         inside = (shutter >= -((count - 1) // 2)) & (shutter <= count // 2)
-        good = inside & (np.abs(yrel - shutter) <= _CENTRE) & known
+        good = inside & (np.abs(yrel - shutter) <= CENTRE) & known
         for k in range(occupied.shape[-1]):
             good &= ~(np.abs(yrel - occupied[..., k : k + 1]) <= 0.5)
     return good & ((quality & quality.dtype.type(bad)) == 0) & np.isfinite(residual)

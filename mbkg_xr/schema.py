@@ -37,6 +37,8 @@ SCHEMA_VERSION = "1.0"
 
 #: yrel windows at the centres of a three-shutter slitlet, clear of the bars between shutters.
 SHUTTER_CENTRES = ((-1.2, -0.8), (-0.2, 0.2), (0.8, 1.2))
+#: Half widths in yrel of what is clear of the bars, and of all rows but those on a bar.
+CENTRE, OPEN = 0.2, 0.4
 
 #: Ending of the names of configurations whose slits came without their sky.
 SUBTRACTED = "-subtracted"

@@ -19,6 +19,8 @@ from .kernels import kernel
 from .outliers import MedianFilter, find_in_slit, find_usable
 from .quality import DEFAULT_EXCLUDE, do_not_use, flag_mask
 from .schema import (
+    CENTRE,
+    OPEN,
     PIXEL_DIMS,
     SHUTTER_CENTRES,
     occupied_shutters,
@@ -27,7 +29,7 @@ from .schema import (
     validate,
 )
 
-__all__ = ["near_one_of", "select_background", "why_empty"]
+__all__ = ["centres_only", "near_one_of", "select_background", "why_empty"]
 
 Windows = Sequence[tuple[float, float]]
 
@@ -35,7 +37,7 @@ Windows = Sequence[tuple[float, float]]
 def select_background(
     ds: xr.Dataset,
     *,
-    yrel: Windows = SHUTTER_CENTRES,
+    yrel: Windows | None = None,
     exclude: Iterable[str] | None = None,
     median_window: int | None = 15,
     median_threshold: float = 6.0,
@@ -49,8 +51,11 @@ def select_background(
     ds
         A slit dataset.
     yrel
-        Windows ``(low, high)`` in shutter pitches; a pixel must lie in one of them. The default
-        keeps to the shutter centres, clear of the bars.
+        Windows ``(low, high)`` in shutter pitches; a pixel must lie in one of them. None: in slits
+        with a source the shutter centres (`SHUTTER_CENTRES`), for next to a source its wings would
+        be taken for sky; in sky slits all rows within 0.4 of an open shutter's centre, twice as
+        many: how much light the bars leave them, the fit finds and takes out (`fit_master` with
+        ``profile=True``; where it looks for no profile, it keeps to the centres).
     exclude
         Quality flags that keep a pixel out; by default those of
         `mbkg_xr.quality.DEFAULT_EXCLUDE` that the product defines.
@@ -88,7 +93,7 @@ def select_background(
     """
     validate(ds)
     refuse_subtracted(ds)
-    windows = _check_windows(yrel)
+    windows = _usual_windows(ds) if yrel is None else _check_windows(yrel)
     if exclude is None:
         bits = flag_mask(ds["quality"], DEFAULT_EXCLUDE, missing="ignore")
     else:
@@ -105,16 +110,17 @@ def select_background(
         ds["flux"],
         use,
         occupied_shutters(ds),
+        np.broadcast_to(windows, (ds.sizes["slit"], *windows.shape[-2:])),
         *[ds[n].data for n in names],
         dtype=(np.bool_, np.bool_, np.float32),
-        windows=windows,
         bits=int(bits),
         rule=rule,
         apply=median_apply,
     )
     attrs = {
         "long_name": "pixel sees only sky",
-        "yrel_windows": np.asarray(windows).ravel().tolist(),
+        "yrel_windows": np.unique(windows.reshape(-1, 2), axis=0).ravel().tolist(),
+        "rows": "usual" if yrel is None else "as asked",
         "excluded_flags": int(bits),
         "slits": slits if isinstance(slits, str) else ",".join(map(str, slits)),
     }
@@ -137,6 +143,38 @@ def _check_windows(yrel: Windows) -> NDArray[np.float64]:
             remedy="order each pair, as in [(-1.2, -0.8), (-0.2, 0.2), (0.8, 1.2)]",
         )
     return windows
+
+
+def _usual_windows(ds: xr.Dataset) -> NDArray[np.float64]:
+    """``(slit, window, 2)``: shutter centres; in sky slits all rows that are not on a bar."""
+    count = ds["n_shutters"].values.astype(np.int64)
+    wide = ds["is_background"].values & (count > 0)
+    # yrel is 0 at the middle shutter; of an even number, at the one before the middle. Shutters
+    # past the last open one repeat it.
+    shutter = np.arange(max(int(count[wide].max(initial=0)), len(SHUTTER_CENTRES)))
+    last = np.where(wide, count, 1)[:, None]
+    opened = np.minimum(shutter, last - 1) - (last - 1) // 2
+    rows = np.stack([opened - OPEN, opened + OPEN], axis=2)
+    centres = np.array(SHUTTER_CENTRES)[np.minimum(shutter, len(SHUTTER_CENTRES) - 1)]
+    return np.where(wide[:, None, None], rows, centres)
+
+
+def centres_only(ds: xr.Dataset) -> xr.Dataset:
+    """The selection without the rows off the centres that `select_background` took unasked. Lazy.
+
+    A fit that knows no profile along the slit cannot use them.
+    """
+    if ds["selected"].attrs.get("rows") != "usual":
+        return ds
+    old = ds["selected"]
+    near = map_slits(_near_centre, old, old.data, ds["yrel"].data, dtype=np.bool_)
+    attrs = {**old.attrs, "yrel_windows": np.ravel(SHUTTER_CENTRES).tolist(), "rows": "centres"}
+    return ds.assign(selected=(PIXEL_DIMS, near, attrs))
+
+
+def _near_centre(selected: NDArray, yrel: NDArray) -> NDArray[np.bool_]:
+    with np.errstate(invalid="ignore"):
+        return selected & (np.abs(yrel - np.round(yrel)) <= CENTRE + 1e-6)
 
 
 def _slits_to_use(ds: xr.Dataset, slits: str | Sequence[int]) -> NDArray[np.bool_]:
@@ -184,6 +222,7 @@ def near_one_of(yrel, shutters):  # pragma: no cover - compiled
 def _select_block(
     use: NDArray,
     occupied: NDArray,
+    windows: NDArray,
     flux: NDArray,
     error: NDArray,
     wavelength: NDArray,
@@ -191,7 +230,6 @@ def _select_block(
     quality: NDArray,
     response: NDArray | None = None,
     *,
-    windows: NDArray,
     bits: int,
     rule: MedianFilter | None,
     apply: bool,
@@ -203,7 +241,7 @@ def _select_block(
     _select_pixels(
         flux, error, wavelength, yrel, quality, kind(bits),
         np.empty((0, 0, 0), np.float32) if response is None else response,
-        use.ravel(), np.ascontiguousarray(occupied[:, 0]), windows,
+        use.ravel(), np.ascontiguousarray(occupied[:, 0]), np.ascontiguousarray(windows),
         0 if rule is None else rule.half,
         0.0 if rule is None else rule.threshold,
         kind(0 if rule is None else rule.bad),
@@ -235,8 +273,8 @@ def _select_pixels(
                 r = yrel[s, i, j]
                 if near_one_of(r, occupied[s]):
                     continue
-                for k in range(windows.shape[0]):
-                    if windows[k, 0] <= r <= windows[k, 1]:
+                for k in range(windows.shape[1]):
+                    if windows[s, k, 0] <= r <= windows[s, k, 1]:
                         sky[s, i, j] = True
                         break
         if half == 0:

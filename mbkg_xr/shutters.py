@@ -18,7 +18,7 @@ from .blocks import reduce_blocks
 from .kernels import kernel
 from .moments import REFERENCE_TIME, PassState
 from .profile_sums import N_NODES, PROFILE_FIRST, PROFILE_STEP, ProfileSums
-from .schema import occupied_shutters
+from .schema import CENTRE, occupied_shutters
 from .spans import SpanGrid, find_span
 from .terms import BIN_SPANS, FIRST_SHUTTER, N_SHUTTERS, Terms, profile_at, shutter_of
 
@@ -32,7 +32,6 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-CENTRE = 0.2  # half width in yrel of what counts as a shutter's centre
 _ALLOWED = 0.1  # departures by this share of the sky are no outliers: slits differ so much
 _CLIP = 4.5
 # How much of a source's light may reach past the edge of its shutter, as a share of it, and over

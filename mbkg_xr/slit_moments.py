@@ -26,6 +26,7 @@ from .columns import per_unit_sky
 from .errors import DatasetError
 from .moments import N_MOMENTS, PassState, block_sums, pixel_columns, time_factors
 from .schema import MOMENT_DIMS, SLIT_IDENTITY, refuse_subtracted, slit_label, validate
+from .select import centres_only
 from .spans import SpanGrid
 from .terms import Terms
 
@@ -107,7 +108,7 @@ def moments(ds: xr.Dataset, master: xr.Dataset) -> xr.Dataset:
         ("units", ds["flux"].attrs["units"], master.attrs["units"]),
         ("configuration", ds.attrs["configuration"], master.attrs["configuration"]),
     )
-    sky = per_unit_sky(ds)
+    sky = per_unit_sky(centres_only(ds) if master.attrs.get("rows") == "centres" else ds)
     values = map_slits(
         _moment_block,
         sky["flux"],

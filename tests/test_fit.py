@@ -13,12 +13,13 @@ RANGES = [(0.7, 1.45), (1.45, 2.2), (2.2, 2.95), (2.95, 3.7), (3.7, 4.45), (4.45
 
 
 def relative(ds, master):
-    """Master over truth, minus one, on the selected pixels; and their wavelengths."""
+    """Background over truth, minus one, on the selected pixels; and their wavelengths."""
     background = mx.project_master(ds, master)
     wave = ds.wavelength.values
     use = ds.selected.values & (wave > 0.7) & (wave < 5.2)
-    ratio = (background.background / ds.true_sky).values[use] - 1
-    pull = ((background.background - ds.true_sky) / background.background_error).values[use]
+    truth = ds.true_background  # of which the bars leave less in the rows off the centres
+    ratio = (background.background / truth).values[use] - 1
+    pull = ((background.background - truth) / background.background_error).values[use]
     return ratio, wave[use], pull
 
 
@@ -114,7 +115,8 @@ def test_clipping_is_not_blind_to_wavelength(faint):
     """Noise changes tenfold over the band; the part that is cut must not."""
     master = mx.fit_master(faint, clip=3.0)
     history = master.pass_used.values / master.pass_selected.values
-    assert 0.97 < history[-1] < 0.997
+    # Of normal noise alone so much is within the limit and its taper (1.125 of it).
+    assert 0.97 < history[-1] < 0.9993
     background = mx.project_master(faint, master).background
     gain = np.interp(
         faint.wavelength.values,
@@ -373,5 +375,5 @@ def test_photon_gain_follows_the_sensitivity(bright_gain):
 @pytest.fixture(scope="module")
 def bright_gain():
     ds = mx.simulate_program(exposures=2, slits=6, background_slits=6, seed=1, **CLEAN)
-    ds = mx.select_background(ds.compute())
+    ds = mx.select_background(ds.compute(), yrel=mx.SHUTTER_CENTRES)
     return ds, mx.fit_master(ds, model=mx.BSpline(spacing=6), scales=None, profile=False)

@@ -30,7 +30,12 @@ def _plain(ds, exclude):
         good &= np.isfinite(ds.error.values) & (ds.error.values > 0)
         good &= np.isfinite(ds.response.values) & (ds.response.values > 0)
         yrel = ds.yrel.values
-        good &= np.any([(yrel >= a) & (yrel <= b) for a, b in mx.SHUTTER_CENTRES], axis=0)
+        count = ds.n_shutters.values[:, None, None]
+        shutter = np.round(yrel)
+        opened = (shutter >= -((count - 1) // 2)) & (shutter <= count // 2)
+        rows = opened & (np.abs(yrel - shutter) <= 0.4)
+        centres = np.any([(yrel >= a) & (yrel <= b) for a, b in mx.SHUTTER_CENTRES], axis=0)
+        good &= np.where(ds.is_background.values[:, None, None], rows, centres)
         for s in range(ds.sizes["slit"]):
             taken = [] if ds.is_background.values[s] else [float(ds.source_shutter.values[s])]
             for shutter in [*taken, *map(float, ds.occupied.values[s].split())]:

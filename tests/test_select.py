@@ -27,6 +27,35 @@ def test_selection_is_what_it_says(program, windows):
     assert chosen.selected.values.any()
 
 
+@pytest.mark.parametrize("n_shutters", [1, 2, 3, 5])
+def test_sky_slits_give_all_rows_but_the_bars(n_shutters):
+    ds = mx.simulate_program(exposures=2, slits=4, background_slits=2, n_shutters=n_shutters)
+    chosen = mx.select_background(ds, median_window=None).load()
+    sky = chosen.is_background.values
+    centres = _expected(chosen, mx.SHUTTER_CENTRES)
+    np.testing.assert_array_equal(chosen.selected.values[~sky], centres[~sky])
+    shutters = np.arange(n_shutters) - (n_shutters - 1) // 2
+    rows = _expected(chosen, [(k - 0.4, k + 0.4) for k in shutters])
+    np.testing.assert_array_equal(chosen.selected.values[sky], rows[sky])
+    assert rows[sky].sum() > 1.6 * (rows & centres)[sky].sum()
+
+
+def test_without_a_profile_the_fit_keeps_to_the_centres():
+    ds = mx.simulate_program(exposures=2, slits=3, background_slits=3).compute()
+    chosen = mx.select_background(ds)
+    centres = mx.select_background(ds, yrel=mx.SHUTTER_CENTRES)
+    model = mx.BSpline(spacing=12)
+    plain = mx.fit_master(chosen, model=model, profile=False)
+    same = mx.fit_master(centres, model=model, profile=False)
+    np.testing.assert_allclose(plain.polynomial, same.polynomial, rtol=1e-12)
+    used = [int(m.n_used.sum()) for m in (mx.fit_master(chosen, model=model), plain)]
+    assert used[0] > 1.6 * used[1]
+    # Its moments are of these pixels, too.
+    again = mx.fit_master(mx.moments(chosen, plain), model=model)
+    np.testing.assert_allclose(again.polynomial, plain.polynomial, rtol=1e-7)
+    assert int(again.n_used.sum()) == used[1]
+
+
 def test_emission_lines_of_sources_are_not_flagged(real):
     """The median filter judges sky pixels only."""
     chosen = mx.select_background(real)

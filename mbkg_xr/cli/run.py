@@ -14,7 +14,6 @@ from ..io import read_template
 from ..memory import parse_bytes
 from ..models import Template
 from ..progress import show_progress
-from ..schema import SHUTTER_CENTRES
 from .cluster import cluster_options, on_cluster
 from .options import (
     json_option,
@@ -66,7 +65,11 @@ class _Bytes(click.ParamType):
     help="A former result or master, or a table of wavelength (um) and flux, for --model template.",
 )
 @click.option(
-    "--yrel", multiple=True, type=_Window(), help="Window of sky pixels; repeat for more than one."
+    "--yrel",
+    multiple=True,
+    type=_Window(),
+    help="Window of sky pixels; repeat for more than one. By default shutter centres; of sky "
+    "slits all rows clear of the bars.",
 )
 @click.option("--exclude", help="Quality flags that exclude a pixel, separated by commas.")
 @click.option(
@@ -137,7 +140,7 @@ def run_command(
             inputs,
             out,
             model=model if template is None else Template(read_template(template)),
-            yrel=yrel or SHUTTER_CENTRES,
+            yrel=yrel or None,
             exclude=None if exclude is None else [f for f in exclude.split(",") if f.strip()],
             median_window=median_window or None,
             median_apply=median_apply,
