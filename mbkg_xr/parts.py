@@ -33,8 +33,8 @@ __all__ = [
 _ALIKE = ("edge", "node", "shutter", "component", "yrel_node")
 _FILL = {"f": np.nan, "i": -1, "u": 0, "b": False, "U": "", "T": "", "O": ""}
 _COMMON_ATTRS = (
-    "rows",
     "mbkg_xr_schema", "master_layout", "configuration", "units", "model", "clip", "left_out",
+    "rows",
 )  # fmt: skip
 _NUMBERS = ("scatter", "n_pixels", "dof")
 
