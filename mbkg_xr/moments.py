@@ -139,6 +139,7 @@ def _accumulate_block(
     has_profile = profile.shape[0] > 0
     n_z = histogram.shape[1] - 2
     widest = 1.0 if log else 1.0 + TAPER
+    per_unit, per_step = 1 / unit, 1 / z_step
     for s in range(flux.shape[0]):
         g = group[s]
         # Pixels of one span that follow each other have all of this in common; where a slit's
@@ -212,18 +213,19 @@ def _accumulate_block(
                     rest = np.float64(var_rnoise[s, i, j]) if has_var else read
                     if rest > 0 and np.isfinite(rest):
                         variance = rest + a * max(expected, 0.0)
-                away = (y - expected) / (np.sqrt(variance) * unit)
+                per_sigma = 1 / np.sqrt(variance)
+                away = (y - expected) * per_sigma * per_unit
                 b = n // bin_spans
                 if away < -z_max:
                     histogram[b, 0] += 1
                 elif away >= z_max:
                     histogram[b, n_z + 1] += 1
                 else:
-                    histogram[b, 1 + min(n_z - 1, int((away + z_max) / z_step))] += 1
+                    histogram[b, 1 + min(n_z - 1, int((away + z_max) * per_step))] += 1
                 beyond = abs(away - middle) * per_cut
                 if not beyond <= widest:
                     continue
-                trust = 1.0 if log else min(1.0, (1 + TAPER - beyond) / (2 * TAPER))
+                trust = 1.0 if log else min(1.0, (1 + TAPER - beyond) * (0.5 / TAPER))
                 if e2 <= most and np.isfinite(photon):
                     x = max(y, 0.0) * time_factor[s]
                     s0 += trust
@@ -234,7 +236,7 @@ def _accumulate_block(
                     s5 += trust * x * e2
                 # From here on as if the slit saw the master itself.
                 y = (y - other) / share
-                w = trust * share * share / variance
+                w = trust * (share * per_sigma) ** 2
                 if log:
                     if y <= 0:
                         continue

@@ -6,26 +6,40 @@ area-overlap rebin (`rebin2d`) of the two-dimensional master, constant along the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .background import project_pixels
 from .blocks import map_slits
 from .errors import DatasetError, ParameterError
-from .kernels import kernel
 from .master import error_at, master_grid, sample_master
 from .parts import require_one_sky
 from .rebin import pixel_corners, rebin2d
 from .schema import PIXEL_DIMS, SLIT_IDENTITY, validate
 from .skies import has_skies, over_skies
 from .slit_terms import SlitTerms, ranks_in, slit_terms
-from .spans import SpanGrid, find_span
+from .spans import SpanGrid
 
-__all__ = ["master_image", "project_master"]
+__all__ = [
+    "NO_RESPONSE",
+    "ExactMaster",
+    "check_master",
+    "exact_master",
+    "master_image",
+    "named",
+    "project_master",
+]
 
 Array = NDArray[np.float64]
+
+#: What kernels take where all pixels are calibrated for uniform sky.
+NO_RESPONSE = np.empty((0, 0, 0), dtype=np.float32)
 
 
 def master_image(
@@ -139,8 +153,61 @@ def project_master(
     >>> background.background.dims
     ('slit', 'y', 'x')
     """
+    check_master(ds, master)
+    if method not in ("exact", "rebin2d"):
+        raise ParameterError(
+            "unknown method of projection", expected="'exact' or 'rebin2d'", found=method
+        )
+    if has_skies(master):
+        project = partial(project_master, method=method, heldout=heldout)
+        return over_skies(ds, master, project, need="heldout_polynomial" if heldout else None)
+    if method == "exact":
+        arrays, exact = exact_master(ds, master, heldout=heldout)
+        made = map_slits(
+            _project_block, ds["flux"], *arrays, dtype=(np.float32, np.float32), exact=exact
+        )
+    else:
+        if heldout:
+            raise ParameterError(
+                "held-out masters are projected exactly", expected="method='exact'", found=method
+            )
+        made = map_slits(
+            _rebin_block,
+            ds["flux"],
+            ds["wavelength"].data,
+            ds["yrel"].data,
+            np.arange(ds.sizes["slit"]),
+            *([ds["response"].data] if "response" in ds.coords else []),
+            dtype=(np.float32, np.float32, np.float32),
+            applied=slit_terms(ds, master),
+            grid=master_grid(master),
+            master=master.compute(),
+        )
+    return named(made, ds["flux"].attrs["units"])
+
+
+def named(made: Sequence[Any], units: str) -> xr.Dataset:
+    """Background, its error, and perhaps the coverage, as variables."""
+    about = {
+        "background": {"long_name": "master background", "units": units},
+        "background_error": {
+            "long_name": "standard error of the master background",
+            "units": units,
+        },
+        "coverage": {"long_name": "fraction of the pixel covered by the master", "units": "1"},
+    }
+    return xr.Dataset(
+        {
+            name: (PIXEL_DIMS, values, attrs)
+            for values, (name, attrs) in zip(made, about.items(), strict=False)
+        }
+    )
+
+
+def check_master(ds: xr.Dataset, master: xr.Dataset) -> None:
+    """Refuse what is no master, or that of other slits than these."""
     validate(ds)
-    grid = master_grid(master)
+    master_grid(master)
     for name, ours, theirs in (
         ("units", ds["flux"].attrs["units"], master.attrs["units"]),
         ("configuration", ds.attrs["configuration"], master.attrs["configuration"]),
@@ -152,65 +219,45 @@ def project_master(
                 found=theirs,
                 remedy="fit a master to data of the same configuration and units",
             )
-    if method not in ("exact", "rebin2d"):
-        raise ParameterError(
-            "unknown method of projection", expected="'exact' or 'rebin2d'", found=method
-        )
-    if has_skies(master):
-        project = partial(project_master, method=method, heldout=heldout)
-        return over_skies(ds, master, project, need="heldout_polynomial" if heldout else None)
+
+
+@dataclass(frozen=True)
+class ExactMaster:
+    """All that the kernels of `mbkg_xr.background` take beside pixels.
+
+    Attributes
+    ----------
+    grid, terms
+        The spans, and what differs from slit to slit.
+    masters
+        Antiderivatives of the sky in powers of t ``(master, span, 5)``, fitted ranges ``(master,
+        span)`` and errors ``(master, span, node)``.
+    """
+
+    grid: SpanGrid
+    masters: tuple[Array, NDArray[np.bool_], Array]
+    terms: SlitTerms
+
+    def arguments(self, which: NDArray, slits: NDArray) -> tuple:
+        """Of some slits."""
+        spans = (self.grid.edges, self.grid.lookup, self.grid.step)
+        return which.ravel(), spans, self.masters, self.terms.arrays(slits.ravel())
+
+
+def exact_master(
+    ds: xr.Dataset, master: xr.Dataset, *, heldout: bool
+) -> tuple[list[Any], ExactMaster]:
+    """The master of each slit, its number, its pixels' place and response, and what goes there."""
     polynomials, errors, inside, which = _masters(ds, master, heldout)
-    applied = slit_terms(ds, master, heldout=heldout)
-    of_slit = np.arange(ds.sizes["slit"])
-    yrel = ds["yrel"].data
-    response = ds["response"].data if "response" in ds.coords else None
-    units = {"units": ds["flux"].attrs["units"]}
-    wavelength = ds["wavelength"].data
-    if method == "exact":
-        stacked = map_slits(
-            _project_block,
-            ds["flux"],
-            wavelength,
-            yrel,
-            which,
-            of_slit,
-            *([] if response is None else [response]),
-            dtype=np.float32,
-            outputs=2,
-            applied=applied,
-            grid=grid,
-            integrals=_Integrals.of(grid, polynomials),
-            constrained=inside,
-            sky_error=errors,
-        )
-        names = ["background", "background_error"]
-    else:
-        if heldout:
-            raise ParameterError(
-                "held-out masters are projected exactly", expected="method='exact'", found=method
-            )
-        stacked = map_slits(
-            _rebin_block,
-            ds["flux"],
-            wavelength,
-            yrel,
-            of_slit,
-            *([] if response is None else [response]),
-            dtype=np.float32,
-            outputs=3,
-            applied=applied,
-            grid=grid,
-            master=master.compute(),
-        )
-        names = ["background", "background_error", "coverage"]
-    attrs = {
-        "background": {"long_name": "master background", **units},
-        "background_error": {"long_name": "standard error of the master background", **units},
-        "coverage": {"long_name": "fraction of the pixel covered by the master", "units": "1"},
-    }
-    return xr.Dataset(
-        {name: (PIXEL_DIMS, stacked[..., i], attrs[name]) for i, name in enumerate(names)}
-    )
+    grid = master_grid(master)
+    integrals = _Integrals.of(grid, polynomials)
+    n = ds.sizes["slit"]
+    terms = slit_terms(ds, master, heldout=heldout) or SlitTerms.none(n, grid.size)
+    arrays = [which, np.arange(n), ds["wavelength"].data, ds["yrel"].data]
+    if "response" in ds.coords:
+        arrays.append(ds["response"].data)
+    inside, errors = np.ascontiguousarray(inside), np.ascontiguousarray(errors)
+    return arrays, ExactMaster(grid, (integrals.powers(), inside, errors), terms)
 
 
 def _masters(
@@ -260,6 +307,11 @@ class _Integrals:
         cumulative = np.concatenate([np.zeros((p.shape[0], 1)), np.cumsum(each, axis=1)], axis=1)
         return cls(grid, np.ascontiguousarray(p, dtype=np.float64), cumulative)
 
+    def powers(self) -> Array:
+        """``(master, span, 5)``, in powers of t."""
+        rising = self.polynomials / np.arange(1, 5) * self.grid.widths[:, None]
+        return np.concatenate([self.cumulative[:, :-1, None], rising], axis=2)
+
     def mean(self, low: Array, high: Array) -> Array:
         """Mean of the first master over intervals (numpy twin of the pixel kernel)."""
         return (self._at(high) - self._at(low)) / (high - low)
@@ -274,91 +326,18 @@ class _Integrals:
 
 
 def _project_block(
+    which: NDArray,
+    slits: NDArray,
     wavelength: NDArray,
     yrel: NDArray,
-    which: NDArray,
-    of_slit: NDArray,
-    response: NDArray | None = None,
+    response: NDArray = NO_RESPONSE,
     *,
-    applied: SlitTerms | None,
-    grid: SpanGrid,
-    integrals: _Integrals,
-    constrained: NDArray,
-    sky_error: Array,
-) -> NDArray[np.float32]:
-    out = np.full((*wavelength.shape, 2), np.nan, dtype=np.float32)
-    _project_pixels(
-        wavelength, which.ravel(), grid.edges, grid.lookup, grid.step,
-        integrals.polynomials, integrals.cumulative, constrained, sky_error, out,
-    )  # fmt: skip
-    if applied is not None:
-        applied.apply(out, wavelength, yrel, of_slit.ravel(), grid)
-    return out if response is None else out * response[..., None]
-
-
-@kernel(inline="always")
-def _integral(wavelength, edges, lookup, step, polynomial, cumulative):  # pragma: no cover
-    n, t = find_span(wavelength, edges, lookup, step)
-    if n < 0:
-        return np.nan
-    c = polynomial[n]
-    part = t * (c[0] + t * (c[1] / 2 + t * (c[2] / 3 + t * c[3] / 4)))
-    return cumulative[n] + (edges[n + 1] - edges[n]) * part
-
-
-@kernel
-def _half_way(row, j, n):  # pragma: no cover - compiled
-    """Wavelength half a pixel past column j, NaN where neither neighbour is known."""
-    a = np.float64(row[j])
-    b = np.float64(row[j + 1]) if j + 1 < n else np.nan
-    before = np.float64(row[j - 1]) if j > 0 else np.nan
-    after = np.float64(row[j + 2]) if j + 2 < n else np.nan
-    if not np.isnan(a) and not np.isnan(b):
-        if not np.isnan(before) and not np.isnan(after):
-            return (9 * (a + b) - before - after) / 16
-        return 0.5 * (a + b)
-    if not np.isnan(a):
-        return a + 0.5 * (a - before)
-    return b - 0.5 * (after - b)
-
-
-@kernel
-def _project_pixels(
-    wavelength, which, edges, lookup, step, polynomials, cumulative, constrained, sky_error, out
-):  # pragma: no cover - compiled
-    nodes = sky_error.shape[2]
-    for s in range(wavelength.shape[0]):
-        polynomial, cumulated = polynomials[which[s]], cumulative[which[s]]
-        inside, errors = constrained[which[s]], sky_error[which[s]]
-        for i in range(wavelength.shape[1]):
-            row = wavelength[s, i]
-            nx = row.shape[0]
-            for j in range(nx):
-                n, t = find_span(np.float64(row[j]), edges, lookup, step)
-                if n < 0 or not inside[n]:
-                    continue
-                high = _half_way(row, j, nx)
-                if j > 0:
-                    low = _half_way(row, j - 1, nx)
-                else:
-                    low = 2 * np.float64(row[j]) - high
-                if high == low:
-                    continue
-                total = _integral(high, edges, lookup, step, polynomial, cumulated)
-                total -= _integral(low, edges, lookup, step, polynomial, cumulated)
-                out[s, i, j, 0] = total / (high - low)
-                k = int(t * nodes)
-                f = t * nodes - k
-                error = errors[n, k]
-                if k + 1 < nodes:
-                    following = errors[n, k + 1]
-                elif n + 1 < errors.shape[0]:
-                    following = errors[n + 1, 0]
-                else:
-                    following = error
-                if np.isnan(following):
-                    following = error
-                out[s, i, j, 1] = error + f * (following - error)
+    exact: ExactMaster,
+) -> tuple[NDArray, NDArray]:
+    background, error = (np.empty(wavelength.shape, dtype=np.float32) for _ in range(2))
+    pixels = (np.ascontiguousarray(a) for a in (wavelength, yrel, response))
+    project_pixels(*pixels, *exact.arguments(which, slits), background, error)
+    return background, error
 
 
 def _rebin_block(
@@ -370,7 +349,7 @@ def _rebin_block(
     applied: SlitTerms | None,
     grid: SpanGrid,
     master: xr.Dataset,
-) -> NDArray[np.float32]:
+) -> tuple[NDArray, NDArray, NDArray]:
     out = np.full((*wavelength.shape, 3), np.nan, dtype=np.float32)
     finite = yrel[np.isfinite(yrel)]
     if finite.size:
@@ -393,4 +372,4 @@ def _rebin_block(
         applied.apply(out, wavelength, yrel, of_slit.ravel(), grid)
     if response is not None:
         out[..., :2] *= response[..., None]
-    return out
+    return out[..., 0], out[..., 1], out[..., 2]

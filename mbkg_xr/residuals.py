@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from .background import ratio_pixels
 from .blocks import map_slits, reduce_blocks
 from .errors import DatasetError
 from .partners import laid_on
@@ -74,8 +75,10 @@ def residuals(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _ratio(flux: NDArray, error: NDArray) -> NDArray:
-    out = np.full(flux.shape, np.nan, dtype=np.float32)
-    return np.divide(flux, error, out=out, where=error > 0)
+    out = np.empty(flux.shape, dtype=np.float32)
+    flat = (np.ascontiguousarray(a).reshape(-1) for a in (flux, error))
+    ratio_pixels(*flat, out.reshape(-1))
+    return out
 
 
 def sky_centres(ds: xr.Dataset) -> xr.DataArray:

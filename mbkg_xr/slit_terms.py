@@ -9,10 +9,10 @@ import xarray as xr
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
 
-from .kernels import kernel
+from .background import apply_pixels
 from .schema import SLIT_IDENTITY
-from .spans import SpanGrid, find_span
-from .terms import ProfileTable, profile_at
+from .spans import SpanGrid
+from .terms import ProfileTable
 
 __all__ = ["SlitTerms", "profile_table", "ranks_in", "slit_terms", "used_pixels"]
 
@@ -79,49 +79,25 @@ class SlitTerms:
             floor=0.0,
         )
 
+    def arrays(self, slits: NDArray) -> tuple:
+        """Of some slits, what `mbkg_xr.background` takes."""
+        own = (self.scale, self.covariance, self.slope, self.own)
+        profile = (self.profile.values, self.profile.error)
+        if not self.profile.kinds:
+            profile = (np.ones((1, 1, 1)), np.zeros((1, 1, 1)))  # of a kind that no slit has
+        return (
+            *(np.ascontiguousarray(a[slits], dtype=np.float64) for a in own),
+            np.ascontiguousarray(self.basis), self.pedestal[slits], self.pedestal_shape,
+            *profile, self.profile.first, self.profile.step,
+            self.kind[slits], self.first_shutter, self.floor,
+        )  # fmt: skip
+
     def apply(
         self, out: Array, wavelength: NDArray, yrel: NDArray, slits: NDArray, grid: SpanGrid
     ) -> None:
         """Turn the master on pixels, and its error, into the background of the slits, in place."""
-        scale = 1.0 + np.einsum("szk,nk->szn", self.scale[slits], self.basis)
-        by = self.basis + self.slope[slits][:, :, None]
-        variance = np.einsum("sznk,szkl,sznl->szn", by, self.covariance[slits], by, optimize=True)
-        variance += self.own[slits][..., None]
-        _apply(
-            out, wavelength, yrel, scale, np.maximum(variance, 0.0),
-            self.pedestal[slits], self.pedestal_shape, self.profile.values, self.profile.error,
-            self.profile.first, self.profile.step, self.kind[slits], self.first_shutter, self.floor,
-            grid.edges, grid.lookup, grid.step,
-        )  # fmt: skip
-
-
-@kernel
-def _apply(
-    out, wavelength, yrel, scale, variance, pedestal, pedestal_shape, profile, profile_error,
-    first, pitch, kind, first_shutter, floor, edges, lookup, step,
-):  # pragma: no cover - compiled  # fmt: skip
-    shutters = scale.shape[1]
-    for s in range(out.shape[0]):
-        for i in range(out.shape[1]):
-            for j in range(out.shape[2]):
-                sky = np.float64(out[s, i, j, 0])
-                if np.isnan(sky):
-                    continue
-                n, t = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
-                if n < 0:
-                    continue
-                r = np.float64(yrel[s, i, j])
-                z = min(max(int(np.floor(r + 0.5)) - first_shutter, 0), shutters - 1)
-                f = scale[s, z, n]
-                g = profile_at(profile, first, pitch, kind[s], r, n + t)
-                own = np.float64(out[s, i, j, 1]) * f * g
-                total = own * own + sky * sky * g * g * variance[s, z, n]
-                if kind[s] >= 0 and profile.shape[0] > 0:
-                    e = profile_at(profile_error, first, pitch, kind[s], r, n + t)
-                    total += (sky * f * e) ** 2
-                total += (floor * sky * f * g) ** 2
-                out[s, i, j, 0] = sky * f * g + pedestal[s] * pedestal_shape[n]
-                out[s, i, j, 1] = np.sqrt(total)
+        spans = (grid.edges, grid.lookup, grid.step)
+        apply_pixels(wavelength, yrel, spans, self.arrays(slits), out[..., 0], out[..., 1])
 
 
 def slit_terms(ds: xr.Dataset, master: xr.Dataset, *, heldout: bool = False) -> SlitTerms | None:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .background import subtract_pixels
 from .blocks import map_slits
 from .errors import DatasetError
 from .kernels import kernel
 from .master import identity
-from .project import project_master
+from .project import (
+    NO_RESPONSE,
+    ExactMaster,
+    check_master,
+    exact_master,
+    named,
+    project_master,
+)
 from .quality import do_not_use
 from .schema import PIXEL_DIMS, refuse_subtracted
+from .skies import has_skies
 
 __all__ = ["before_subtraction", "subtract", "taken_off"]
 
@@ -53,11 +64,57 @@ def subtract(
     ['background', 'background_error']
     """
     refuse_subtracted(ds)
-    projected = project_master(ds, master, method=method, heldout=heldout)
-    out = taken_off(ds, projected)
+    if method == "exact" and not has_skies(master):
+        out = _exactly(ds, master, heldout)
+    else:
+        out = taken_off(ds, project_master(ds, master, method=method, heldout=heldout))
     out.attrs["background_method"] = "master (held out)" if heldout else "master"
     out.attrs |= identity(master)
     return out
+
+
+def _exactly(ds: xr.Dataset, master: xr.Dataset, heldout: bool) -> xr.Dataset:
+    """Projected and taken off in one visit of the pixels."""
+    check_master(ds, master)
+    arrays, exact = exact_master(ds, master, heldout=heldout)
+    old = ds["quality"]
+    flux, error, quality, *projected = map_slits(
+        _subtract_block,
+        ds["flux"],
+        *(ds[name].data for name in ("flux", "error", "quality")),
+        *arrays,
+        dtype=(np.float32, np.float32, old.dtype, np.float32, np.float32),
+        bit=do_not_use(old),
+        exact=exact,
+    )
+    out = ds.assign(named(projected, ds["flux"].attrs["units"]).data_vars)
+    return _with(out, ds, flux, error, quality)
+
+
+def _subtract_block(
+    flux: NDArray,
+    error: NDArray,
+    quality: NDArray,
+    which: NDArray,
+    slits: NDArray,
+    wavelength: NDArray,
+    yrel: NDArray,
+    response: NDArray = NO_RESPONSE,
+    *,
+    bit: int,
+    exact: ExactMaster,
+) -> tuple[NDArray, ...]:
+    made = [np.empty(flux.shape, dtype=np.float32) for _ in range(4)]
+    flags = np.empty(quality.shape, dtype=quality.dtype)
+    place, data = (
+        [np.ascontiguousarray(a) for a in some]
+        for some in ((wavelength, yrel, response), (flux, error, quality))
+    )
+    subtract_pixels(
+        *place, *exact.arguments(which, slits), *data, quality.dtype.type(bit),
+        made[2], made[3], made[0], made[1], flags,
+    )  # fmt: skip
+    return made[0], made[1], flags, made[2], made[3]
 
 
 def taken_off(ds: xr.Dataset, projected: xr.Dataset) -> xr.Dataset:
@@ -71,10 +128,13 @@ def taken_off(ds: xr.Dataset, projected: xr.Dataset) -> xr.Dataset:
         dtype=(np.float32, np.float32, old.dtype),
         bit=do_not_use(old),
     )
-    out = ds.assign(projected.data_vars)
+    return _with(ds.assign(projected.data_vars), ds, flux, error, quality)
+
+
+def _with(out: xr.Dataset, ds: xr.Dataset, flux: Any, error: Any, quality: Any) -> xr.Dataset:
     out["flux"] = (PIXEL_DIMS, flux, ds["flux"].attrs)
     out["error"] = (PIXEL_DIMS, error, ds["error"].attrs)
-    return out.assign_coords(quality=(PIXEL_DIMS, quality, old.attrs))
+    return out.assign_coords(quality=(PIXEL_DIMS, quality, ds["quality"].attrs))
 
 
 def _take_off(
