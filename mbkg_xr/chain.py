@@ -17,6 +17,7 @@ from .drift import Drift
 from .errors import DatasetError, ParameterError
 from .fit import fit_master
 from .io import open_program
+from .io.location import local_path
 from .io.store import create_store, finish, open_store, write_group
 from .io.write import check_targets, write_fits
 from .memory import check_memory
@@ -169,7 +170,10 @@ def run_tree(
     say = on_step or (lambda text: None)
     datasets = _slit_datasets(tree)
     for what, folder in (("report", report), ("FITS files", fits)):
-        if folder is not None and Path(out).resolve() in (p := Path(folder).resolve(), *p.parents):
+        if folder is not None and Path(out).resolve() in (
+            p := local_path(folder, what).resolve(),
+            *p.parents,
+        ):
             raise ParameterError(
                 f"the {what} would lie inside the store",
                 where=str(folder),

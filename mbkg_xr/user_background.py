@@ -15,6 +15,7 @@ from astropy import units as u
 from numpy.typing import NDArray
 
 from .errors import ParameterError, StoreError
+from .io.location import local_path
 from .master import evaluate, identity, sample_master
 from .parts import require_one_sky
 
@@ -76,7 +77,7 @@ def write_user_background(
     # Slow to import, and needed here only.
     from stdatamodels.jwst import datamodels
 
-    path = Path(path)
+    path = local_path(path, "user backgrounds")
     if path.exists() and not overwrite:
         raise StoreError(
             "the file exists already", where=str(path), remedy="choose another name, or overwrite"

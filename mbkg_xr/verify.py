@@ -14,7 +14,8 @@ from .errors import MbkgError, StoreError
 from .findings import Problem, VerifyReport, collect, compare_files, last_codec, problem
 from .io.chunks import chunk_name, damage, open_array
 from .io.journal import has_journal
-from .io.store import is_complete, open_store
+from .io.location import is_remote, located, sizes_below, zarr_store
+from .io.store import is_complete, is_store, open_store
 from .schema import validate
 from .verify_ingested import check_ingested
 
@@ -62,8 +63,8 @@ def verify(
     >>> before.ok, after.problems[0].kind
     (True, 'missing chunk')
     """
-    path = Path(store)
-    if not path.is_dir():
+    path = located(store)
+    if not (is_store(path) if is_remote(path) else path.is_dir()):
         raise StoreError("not a Zarr store", where=str(path), found="no such directory")
     report = VerifyReport(str(path), deep)
     say = on_step or (lambda text: None)
@@ -76,11 +77,12 @@ def verify(
 def _check_saved(store: Path, report: VerifyReport, say: Callable[[str], None]) -> None:
     arrays = {}
     expected: set[str] = set()
-    for metadata in sorted(store.rglob("zarr.json")):
-        name = metadata.parent.relative_to(store).as_posix()
-        expected.add(metadata.relative_to(store).as_posix())
+    files = sizes_below(store)
+    for metadata in sorted(f for f in files if f.rpartition("/")[2] == "zarr.json"):
+        name = metadata.rpartition("/")[0] or "."
+        expected.add(metadata)
         try:
-            node = zarr.open(metadata.parent, mode="r")
+            node = zarr.open(zarr_store(store / name if name != "." else store), mode="r")
         except Exception as error:
             report.problems.append(Problem("damaged metadata", name, "Zarr", str(error)))
             continue
@@ -89,12 +91,12 @@ def _check_saved(store: Path, report: VerifyReport, say: Callable[[str], None]) 
     complete = is_complete(store)
     for name, array in arrays.items():
         indices = list(_indices(array))
-        files = {f"{name}/{chunk_name(array, index)}" for index in indices}
-        expected |= files if complete else {f for f in files if (store / f).exists()}
-        report.chunks += len(files)
+        chunks = {f"{name}/{chunk_name(array, index)}" for index in indices}
+        expected |= chunks if complete else chunks & files.keys()
+        report.chunks += len(chunks)
         if last_codec(array) != "crc32c":
             report.problems.append(Problem("no checksum", name, "crc32c", last_codec(array)))
-    compare_files(store, expected, report)
+    compare_files(files, expected, report)
     try:
         tree = open_store(store)
         slits = [n.to_dataset(inherit=False) for n in tree.subtree if "flux" in n.data_vars]
@@ -130,7 +132,7 @@ def _check_chunks(store: str, name: str, indices: list[tuple[int, ...]]) -> list
     out = []
     for index in indices:
         file = chunk_name(array, index)
-        if not (Path(store) / name / file).exists():
+        if not (located(store) / name / file).exists():
             continue  # told by the listing, or nothing but fill
         place = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, array.chunks, strict=True))
         slots = range(*place[0].indices(array.shape[0])) if place and array.ndim == 3 else ()

@@ -16,6 +16,7 @@ from .findings import Problem, VerifyReport, collect, compare_files, last_codec,
 from .io.chunks import chunk_name, damage, open_array
 from .io.ingested import open_ingested
 from .io.journal import Block, Group, Journal, read_journal
+from .io.location import located, sizes_below
 from .io.lock import LOCK_NAME, holder
 from .io.slots import coord_values, digest, expected_files, fill_of, unknown_of
 from .schema import validate
@@ -38,7 +39,7 @@ def check_ingested(store: Path, report: VerifyReport, say: Callable[[str], None]
         report.problems.append(problem(error))
         return
     ours = {LOCK_NAME} if held else set()
-    compare_files(store, {*expected_files(journal), *ours}, report)
+    compare_files(sizes_below(store), {*expected_files(journal), *ours}, report)
     report.groups = sum(bool(g.blocks) for g in journal.groups.values())
     report.slits = sum(b.count for g in journal.groups.values() for b in g.blocks)
     _check_products(journal, report)
@@ -157,7 +158,7 @@ def _check_pixels(
     so_far = digest(np.empty(0))
     for first in range(block.start, block.stop, length):
         files = [chunk_name(array, (first // length, *i)) for i in product(*map(range, counts))]
-        if not all((Path(store) / name / file).exists() for file in files):
+        if not all((located(store) / name / file).exists() for file in files):
             return []  # told by the listing
         slots = range(first, min(first + length, block.stop))
         try:

@@ -19,6 +19,7 @@ from .choices import check_sky, choices, choose_in_tree, choose_sky
 from .fits import Hdu, by_configuration, hdu_table, scan_files
 from .index import Index, Seen, open_index
 from .lazy import SLITS_A_CHUNK, Chunks, chunked_as
+from .location import is_remote, is_url, located
 from .nips import NipsLayout
 from .spectrum import read_template
 from .store import is_store, open_store, save
@@ -192,8 +193,8 @@ def _is_metafile(hdus: Sequence[Hdu]) -> bool:
 
 def _the_store(path: str | os.PathLike) -> Path | None:
     """The store that a path is, or the only one in a directory without FITS files."""
-    folder = Path(path)
-    if is_store(folder):
+    folder = located(path)
+    if is_store(folder) or is_remote(folder):
         return folder
     if not folder.is_dir() or any(folder.glob("*.fits")):
         return None
@@ -216,6 +217,14 @@ def _is_product_name(name: str) -> bool:
 
 def _expand(path: str | os.PathLike) -> list[str]:
     text = os.fspath(path)
+    if is_url(text):
+        raise InputFileError(
+            "products are read from local files",
+            where=text,
+            expected="local paths, or the URL of one Zarr store",
+            found="a URL among several paths",
+            remedy="copy the products here, and ingest them into a store there (mbkg-xr ingest)",
+        )
     if Path(text).is_dir():
         found = sorted(str(p) for p in Path(text).glob("*.fits*") if _is_product_name(p.name))
     elif Path(text).exists() or not glob.has_magic(text):

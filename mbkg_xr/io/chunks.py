@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ..errors import StoreError
 from .journal import has_journal, read_journal
+from .location import located, reaching, zarr_store
 
 __all__ = [
     "COMPRESSORS",
@@ -22,7 +24,6 @@ __all__ = [
     "chunk_name",
     "damage",
     "lazy_pixels",
-    "missing_chunks",
     "open_array",
     "places",
     "read_pixels",
@@ -38,26 +39,35 @@ def chunk_name(array: zarr.Array, index: Sequence[int]) -> str:
     return array.metadata.encode_chunk_key(tuple(index))
 
 
-def missing_chunks(folder: Path, array: zarr.Array) -> Iterator[str]:
-    """Files of chunks that an array should have and has not."""
-    counts = (-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True))
-    for index in product(*map(range, counts)):
-        name = chunk_name(array, index)
-        if not (folder / name).exists():
-            yield name
-
-
-def require_chunks(store: str | Path, name: str) -> None:
+def require_chunks(
+    store: str | Path,
+    name: str,
+    chunks: Sequence[int],
+    shape: Sequence[int],
+    there: Collection[str] | None = None,
+) -> None:
     """Make sure that all chunks of an array are there: what is not would be read as fill.
+
+    Parameters
+    ----------
+    store, name
+        A store that `save` wrote, and the array, such as ``prism-clear/nod``.
+    chunks, shape
+        Of the array.
+    there
+        All files of the store, where they have been listed.
 
     Raises
     ------
     StoreError
         Where one is missing.
     """
-    gone = next(missing_chunks(Path(store) / name, open_array(store, name)), None)
-    if gone is not None:
-        raise damage(store, name, gone, "no such file")
+    counts = (-(-n // c) for n, c in zip(shape, chunks, strict=True))
+    for index in product(*map(range, counts)):
+        chunk = "/".join(("c", *map(str, index)))
+        gone = f"{name}/{chunk}" not in there if there is not None else None
+        if gone or (gone is None and not (located(store) / name / chunk).exists()):
+            raise damage(store, name, chunk, "no such file")
 
 
 #: Where slits lie: the slot, and how many rows and columns were written there.
@@ -90,7 +100,7 @@ def lazy_pixels(
     chunks
         Slits in each chunk of the result.
     store
-        The store's directory.
+        The store's directory, or URL.
     dtypes
         By names of arrays, such as ``prism-clear/flux``.
     shape
@@ -175,14 +185,27 @@ def _read_column(
             out[target, rows, columns] = array.fill_value
             continue
         chunk = chunk_name(array, (k, j, i))
-        if complete and not (Path(store) / name / chunk).exists():
-            raise damage(store, name, chunk, "no such file", slots)
         try:
             values = np.asarray(array[first : last + 1, rows, columns])
         except Exception as error:  # codecs raise whatever they like
             raise damage(store, name, chunk, error, slots) from error
+        # A chunk that is missing is read as fill; others need not be looked for.
+        if complete and _is_fill(values, array.fill_value):
+            with reaching(store):
+                there = (located(store) / name / chunk).exists()
+            if not there:
+                raise damage(store, name, chunk, "no such file", slots)
         ordered = here.size == last - first + 1 and bool((np.diff(slots) == 1).all())
         out[target, rows, columns] = values if ordered else values[slots - first]
+
+
+def _is_fill(values: NDArray, fill: Any) -> bool:
+    """Whether all is fill; most often the middle of slits tells."""
+    _, ny, nx = values.shape
+    return all(
+        bool((np.isnan(part) if fill != fill else part == fill).all())
+        for part in (values[:, ny // 2, nx // 2], values)
+    )
 
 
 def open_array(store: str | Path, name: str) -> zarr.Array:
@@ -193,8 +216,11 @@ def open_array(store: str | Path, name: str) -> zarr.Array:
     StoreError
         Where it is missing, or its metadata are damaged.
     """
+    place = zarr_store(located(store) / name)
     try:
-        return zarr.open_array(Path(store) / name, mode="r")
+        with suppress(FileNotFoundError):  # of other tools, in the former format
+            return zarr.open_array(place, mode="r", zarr_format=3)
+        return zarr.open_array(place, mode="r")
     except Exception as error:
         raise StoreError(
             "cannot open an array of the store",
@@ -211,7 +237,7 @@ def damage(
     store: str | Path, name: str, chunk: str, found: object, slots: Iterable[int] = ()
 ) -> StoreError:
     """What to raise for a chunk that cannot be read."""
-    slits = _labels(Path(store), name, list(slots))
+    slits = _labels(located(store), name, list(slots))
     return StoreError(
         "missing chunk" if found == "no such file" else "damaged chunk",
         where=f"{store}, {name}, chunk {chunk}" + (f", {slits}" if slits else ""),
@@ -239,7 +265,7 @@ def _labels(store: Path, name: str, slots: list[int]) -> str:
 def _identities(store: Path, group: str, slots: list[int]) -> list[Any]:
     if not has_journal(store):
         keys = ("exposure", "detector", "slitlet")
-        return [zarr.open_array(store / group / key, mode="r")[:] for key in keys]
+        return [open_array(store, f"{group}/{key}")[:] for key in keys]
     exposures, detectors, slitlets = {}, {}, {}
     for block in read_journal(store).groups[group].blocks:
         if block.stop <= min(slots) or block.start > max(slots):

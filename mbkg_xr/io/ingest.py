@@ -18,6 +18,7 @@ from .deliver import Delivered, Order, deliver
 from .ingested import common_attrs
 from .intake import IngestReport
 from .journal import Group, Journal, Product, has_journal, read_journal, write_journal
+from .location import located
 from .lock import Lock, write_lock
 from .slots import grow, mirror, sweep
 from .store import create_store, finish, is_store
@@ -52,7 +53,7 @@ def ingest(
     paths
         As for `open_program`: files, glob patterns, directories. MSA metafiles serve the reader.
     store
-        The Zarr store to make or to add to. One process at a time may write to it.
+        The Zarr store to make or to add to, a path or a URL. One process at a time may write to it.
     chunks
         Slits in a chunk of a new store, 32 by default.
     on_error
@@ -98,7 +99,7 @@ def ingest(
         raise ParameterError("unknown on_error", expected="collect or raise", found=on_error)
     if chunks is not None and (not isinstance(chunks, int) or chunks < 1):
         raise ParameterError("unusable chunks", expected="slits, 1 or more", found=chunks)
-    path = Path(store)
+    path = located(store)
     if path.exists() and not has_journal(path):
         raise StoreError(
             "not a store that ingest made",

@@ -44,7 +44,7 @@ def open_ingested(path: str | os.PathLike) -> xr.DataTree:
         # As when the products are opened: apart from STScI's only where there are such.
         plain = name.removesuffix(NIPS)
         shown = name if plain in groups else plain
-        datasets[shown] = _dataset(os.fspath(path), name, shown, group)
+        datasets[shown] = _dataset(str(path), name, shown, group)
     return xr.DataTree.from_dict(datasets)
 
 

@@ -12,13 +12,13 @@ import os
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
+from .location import is_remote, located, reaching
 
 __all__ = [
     "JOURNAL",
@@ -167,7 +167,7 @@ def _python(values: NDArray) -> list:
 
 def has_journal(store: str | os.PathLike) -> bool:
     """Whether a store was made by `ingest`."""
-    return (Path(store) / JOURNAL / "zarr.json").exists()
+    return (located(store) / JOURNAL / "zarr.json").exists()
 
 
 def read_journal(store: str | os.PathLike) -> Journal:
@@ -178,7 +178,7 @@ def read_journal(store: str | os.PathLike) -> Journal:
     StoreError
         Where the journal cannot be read, is damaged, or was written by a newer version.
     """
-    path = Path(store) / JOURNAL / "zarr.json"
+    path = located(store) / JOURNAL / "zarr.json"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -229,12 +229,17 @@ def write_journal(store: str | os.PathLike, journal: Journal) -> None:
     products = {name: vars(p) for name, p in journal.products.items()}
     data = {"format": _FORMAT, "groups": groups, "products": products}
     content = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    folder = Path(store) / JOURNAL
+    text = _HEAD % _checksum(content) + content + _TAIL
+    folder = located(store) / JOURNAL
+    if is_remote(folder):
+        with reaching(store):
+            (folder / "zarr.json").write_bytes(text.encode())  # objects are replaced at once
+        return
     folder.mkdir(exist_ok=True)
     draft = folder / f"zarr.json.{uuid.uuid4().hex}.partial"
     try:
         with draft.open("w", encoding="utf-8") as stream:
-            stream.write(_HEAD % _checksum(content) + content + _TAIL)
+            stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(draft, folder / "zarr.json")

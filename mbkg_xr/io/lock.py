@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import StoreError
+from .location import create_exclusively, is_remote, located
 
 __all__ = ["LOCK_NAME", "Lock", "holder", "write_lock"]
 
@@ -33,7 +34,7 @@ class Lock:
         StoreError
             Where another process has taken over.
         """
-        if _read(Path(self.store) / LOCK_NAME).get("token") != self.token:
+        if _read(located(self.store) / LOCK_NAME).get("token") != self.token:
             raise StoreError(
                 "another process has taken over the store",
                 where=self.store,
@@ -59,7 +60,7 @@ def write_lock(store: str | Path) -> Iterator[Lock]:
         Where another process holds it, or on a machine whose processes cannot be seen from here;
         where the directory cannot be written.
     """
-    path = Path(store) / LOCK_NAME
+    path = located(store) / LOCK_NAME
     lock = Lock(str(store), uuid.uuid4().hex)
     text = json.dumps({"token": lock.token, **_myself()})
     if not _create(path, text):
@@ -89,7 +90,7 @@ def write_lock(store: str | Path) -> Iterator[Lock]:
 
 def holder(store: str | Path) -> tuple[str, bool] | None:
     """Who holds a store's lock, and whether they are gone; None where nobody does."""
-    path = Path(store) / LOCK_NAME
+    path = located(store) / LOCK_NAME
     if not path.exists():
         return None
     found = _read(path)
@@ -98,6 +99,8 @@ def holder(store: str | Path) -> tuple[str, bool] | None:
 
 def _create(path: Path, text: str) -> bool:
     """Make the file with its text at once; False where it is there already."""
+    if is_remote(path):
+        return create_exclusively(path, text)
     mine = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         mine.write_text(text)
@@ -117,6 +120,11 @@ def _create(path: Path, text: str) -> bool:
 
 def _remove_stale(path: Path, found: dict) -> None:
     """Put a dead process's lock out of the way; one of two that try does."""
+    if is_remote(path):
+        # Who loses a lock to another in this moment learns of it before it commits anything.
+        if _read(path).get("token") == found.get("token"):
+            path.unlink(missing_ok=True)
+        return
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         os.rename(path, aside)

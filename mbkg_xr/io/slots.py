@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from ..schema import SLIT_COORDS
 from .chunks import COMPRESSORS, chunk_name
 from .journal import Block, Group, Journal
+from .location import is_remote, located, remove_tree, sizes_below, zarr_store
 
 __all__ = [
     "COORDS_A_CHUNK",
@@ -72,8 +72,8 @@ def grow(store: str | Path, name: str, group: Group, slots: int, shape: tuple[in
     slots, shape
         Slots, rows and columns that are needed at least.
     """
-    folder = Path(store) / name
-    zarr.open_group(folder, mode="a")
+    folder = located(store) / name
+    zarr.open_group(zarr_store(folder), mode="a")
     n, ny, nx = group.chunk
     size = (-(-slots // n) * n, -(-shape[0] // ny) * ny, -(-shape[1] // nx) * nx)
     for variable, made in group.variables.items():
@@ -97,7 +97,7 @@ def _grow_one(
 ) -> None:
     if not (folder / name / "zarr.json").exists():
         zarr.create_array(
-            folder / name,
+            zarr_store(folder / name),
             shape=size,
             chunks=chunk,
             dtype=dtype,
@@ -108,7 +108,7 @@ def _grow_one(
             **_CODECS,
         )
         return
-    array = zarr.open_array(folder / name, mode="r+")
+    array = zarr.open_array(zarr_store(folder / name), mode="r+")
     larger = tuple(map(max, array.shape, size))
     if larger != array.shape:
         array.resize(larger)
@@ -116,7 +116,8 @@ def _grow_one(
 
 def _writable(folder: Path) -> zarr.Array:
     """An array to write to, chunks that hold nothing but fill too: every one must be there."""
-    return cast(zarr.Array, zarr.open(folder, mode="r+", config={"write_empty_chunks": True}))
+    every: Any = {"write_empty_chunks": True}
+    return cast(zarr.Array, zarr.open(zarr_store(folder), mode="r+", config=every))
 
 
 def unknown_of(name: str, made: Mapping[str, Any]) -> Any:
@@ -137,7 +138,7 @@ def write_pixels(store: str | Path, name: str, start: int, values: NDArray) -> N
     values
         ``(slit, y, x)``, a whole number of chunks in each dimension.
     """
-    folder = Path(store) / name
+    folder = located(store) / name
     array = _writable(folder)
     counts = [s // c for s, c in zip(values.shape, array.chunks, strict=True)]
     if start % array.chunks[0] or any(
@@ -150,7 +151,7 @@ def write_pixels(store: str | Path, name: str, start: int, values: NDArray) -> N
         raise AssertionError(f"{name} is smaller than what is written")
     array[start : start + values.shape[0], : values.shape[1], : values.shape[2]] = values
     first = start // array.chunks[0]
-    for k, j, i in product(*map(range, counts)):
+    for k, j, i in product(*map(range, counts)) if not is_remote(folder) else ():
         _sync(folder / chunk_name(array, (first + k, j, i)))
 
 
@@ -186,7 +187,7 @@ def mirror(
 
     Slots that hold no slit get what stands for unknown.
     """
-    folder, stop = Path(store) / name, group.slots
+    folder, stop = located(store) / name, group.slots
     blocks = [b for b in group.blocks if start <= b.start < stop]
     for coord, made in group.coords.items():
         kind = object if made["dtype"] == "U" else made["dtype"]
@@ -198,7 +199,7 @@ def mirror(
             raise AssertionError(f"{coord} has {array.shape[0]} slots, not {stop}")
         array[start:stop] = values
     coords = sorted([*group.coords, *(v for v, m in group.variables.items() if m["coord"])])
-    opened = zarr.open_group(folder, mode="r+")
+    opened = zarr.open_group(zarr_store(folder), mode="r+")
     wanted = {**attrs, "coordinates": " ".join(coords)}
     if dict(opened.attrs) != wanted:
         opened.attrs.put(wanted)
@@ -224,12 +225,7 @@ def expected_files(journal: Journal) -> Iterator[str]:
 
 def litter(store: str | Path, journal: Journal) -> list[str]:
     """Files in a store that do not belong to it, relative to it."""
-    expected = set(expected_files(journal))
-    found = []
-    for folder, _, files in os.walk(store):
-        inside = Path(folder).relative_to(store)
-        found += [(inside / file).as_posix() for file in files]
-    return sorted(f for f in found if f not in expected)
+    return sorted(sizes_below(located(store)).keys() - set(expected_files(journal)))
 
 
 def sweep(store: str | Path, journal: Journal) -> None:
@@ -237,7 +233,7 @@ def sweep(store: str | Path, journal: Journal) -> None:
 
     What lies elsewhere in the store may be somebody's, and stays.
     """
-    store = Path(store)
+    store = located(store)
     ours = {"journal"}
     for name, group in journal.groups.items():
         ours |= {f"{name}/{array}" for array in (*group.variables, *group.coords)}
@@ -251,7 +247,7 @@ def sweep(store: str | Path, journal: Journal) -> None:
             continue
         # Nothing of it was ever complete, and what comes may be of another kind.
         for array in (*group.variables, *group.coords):
-            shutil.rmtree(store / name / array, ignore_errors=True)
+            remove_tree(store / name / array)
         del journal.groups[name]
 
 

@@ -12,6 +12,7 @@ from astropy.table import Table
 from numpy.typing import NDArray
 
 from ..errors import InputFileError
+from .location import located
 from .store import is_store, open_store
 
 __all__ = ["read_template"]
@@ -54,7 +55,7 @@ def read_template(path: str | os.PathLike) -> xr.Dataset | tuple[Array, Array]:
     >>> [values.tolist() for values in mx.read_template(file)]
     [[1.0, 2.0], [0.2, 0.1]]
     """
-    path = Path(path)
+    path = located(path)
     if not path.exists():
         raise InputFileError("no such template", where=str(path), expected="a file or a store")
     return _from_store(path) if is_store(path) else _from_table(path)

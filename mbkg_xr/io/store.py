@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,15 @@ from ..schema import MOMENT_DIMS, PIXEL_DIMS, SCHEMA_VERSION
 from .chunks import COMPRESSORS, damage, lazy_pixels, places, require_chunks
 from .ingested import open_ingested
 from .journal import has_journal
+from .location import (
+    is_remote,
+    located,
+    move_store,
+    reaching,
+    remove_tree,
+    sizes_below,
+    zarr_store,
+)
 from .writing import chunk_length, write_chunks
 
 __all__ = ["create_store", "is_complete", "is_store", "open_store", "save", "write_group"]
@@ -47,7 +55,8 @@ def create_store(path: str | os.PathLike, *, overwrite: bool = False) -> Iterato
     Parameters
     ----------
     path
-        Final name of the store.
+        Final name of the store; a path or a URL. Objects of an object store cannot be renamed:
+        they are copied there, the root of the store last.
     overwrite
         Replace what is there. It stays in place until the new store is complete.
 
@@ -56,32 +65,47 @@ def create_store(path: str | os.PathLike, *, overwrite: bool = False) -> Iterato
     StoreError
         Where `path` exists and may not be overwritten, or cannot be written.
     """
-    path = Path(path)
+    path = located(path)
     if not path.name:
         raise StoreError("no name for the store", expected="a path", found=str(path))
     _check_free(path, overwrite)
     staging = path.with_name(f".{path.name}.staging-{uuid.uuid4().hex[:8]}")
     try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise StoreError("cannot write here", where=str(path), found=error.strerror) from error
-    try:
+        _begin(staging, path)
         yield staging
         # Somebody else may have written under this name in the meantime.
         _check_free(path, overwrite)
+        if is_remote(path):
+            move_store(staging, path)
+            return
         old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
         if path.exists():
             os.replace(path, old)
         os.replace(staging, path)
-        shutil.rmtree(old, ignore_errors=True)
+        remove_tree(old)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove_tree(staging)
+
+
+def _begin(staging: Path, path: Path) -> None:
+    """Learn that nothing can be written here before the work, not after it."""
+    if is_remote(staging):
+        trial = staging / ".trial"
+        with reaching(path):
+            trial.write_bytes(b"mbkg_xr")
+            trial.unlink()
+        return
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise StoreError("cannot write here", where=str(path), found=error.strerror) from error
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
     """Raise where nothing may be written under this name."""
-    if not path.exists():
-        return
+    with reaching(path) if is_remote(path) else nullcontext():
+        if not path.exists():
+            return
     if not is_store(path):
         raise StoreError(
             "refusing to overwrite what is not a store",
@@ -100,7 +124,10 @@ def _check_free(path: Path, overwrite: bool) -> None:
 
 def is_store(path: str | os.PathLike) -> bool:
     """Whether a path holds a Zarr group."""
-    path = Path(path)
+    path = located(path)
+    if is_remote(path):  # where there are no directories
+        with reaching(path):
+            return any((path / name).exists() for name in ("zarr.json", ".zgroup"))
     return path.is_dir() and any((path / name).exists() for name in ("zarr.json", ".zgroup"))
 
 
@@ -113,8 +140,9 @@ def write_group(ds: xr.Dataset, store: str | Path, group: str) -> None:
     length = chunk_length(list(arrays.values())) if pixels else 0
     # All but the pixels; of them the metadata only.
     ds = _replaced(ds, {name: _unwritten(ds.variables[name]) for name in pixels})
+    inside = zarr_store(located(store))
     ds.to_zarr(
-        store,
+        inside,
         group=group,
         mode="a",
         zarr_format=3,
@@ -125,7 +153,7 @@ def write_group(ds: xr.Dataset, store: str | Path, group: str) -> None:
         compute=False,
     )
     if pixels:
-        made: Any = zarr.open_group(store, path=group, mode="r+")
+        made: Any = zarr.open_group(inside, path=group, mode="r+")
         every: Any = {"write_empty_chunks": True}
         write_chunks(arrays, {name: made[name].with_config(every) for name in pixels})
 
@@ -167,7 +195,8 @@ def save(
     data
         A dataset (its group is its configuration), a tree, or datasets by group.
     path
-        Where to write; nothing appears under this name before the store is complete.
+        Where to write, a path or a URL; nothing appears under this name before the store is
+        complete.
     overwrite
         Replace an existing store.
 
@@ -199,7 +228,7 @@ def save(
 
 def finish(store: str | Path) -> None:
     """Mark a store with the version of the schema, and as one whose chunks are all there."""
-    attrs = zarr.open_group(store, mode="a").attrs
+    attrs = zarr.open_group(zarr_store(located(store)), mode="a").attrs
     attrs.update({"mbkg_xr_schema": SCHEMA_VERSION, _COMPLETE: True})
 
 
@@ -217,7 +246,8 @@ def open_store(path: str | os.PathLike) -> xr.DataTree:
     Parameters
     ----------
     path
-        What `save` or `ingest` wrote, or another tool's Zarr store of slit datasets.
+        What `save` or `ingest` wrote, or another tool's Zarr store of slit datasets; a path or a
+        URL.
 
     Returns
     -------
@@ -236,8 +266,9 @@ def open_store(path: str | os.PathLike) -> xr.DataTree:
             "not a Zarr store",
             where=str(path),
             expected="a directory with zarr.json",
-            found="no such path" if not Path(path).exists() else "something else",
+            found="no such path" if not located(path).exists() else "something else",
         )
+    place = located(path)
     attrs = _attributes(path)
     version = str(attrs.get("mbkg_xr_schema", SCHEMA_VERSION))
     if int(version.split(".")[0]) > int(SCHEMA_VERSION.split(".")[0]):
@@ -251,13 +282,18 @@ def open_store(path: str | os.PathLike) -> xr.DataTree:
     if has_journal(path):
         return open_ingested(path)
     try:
-        tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks=None)
+        kind = 3 if (place / "zarr.json").exists() else 2
+        tree = xr.open_datatree(
+            zarr_store(place), engine="zarr", zarr_format=kind, consolidated=False, chunks=None
+        )
     except Exception as error:  # of Zarr, xarray, JSON and others
         raise StoreError("cannot open the store", where=str(path), found=error) from error
     complete = is_complete(path)
+    # What is elsewhere is listed once, and not looked for chunk by chunk.
+    there = sizes_below(place).keys() if complete and is_remote(place) else None
     return xr.DataTree.from_dict(
         {
-            node.path: _lazy(node.to_dataset(inherit=False), Path(path), node.path, complete)
+            node.path: _lazy(node.to_dataset(inherit=False), place, node.path, complete, there)
             for node in tree.subtree
         }
     )
@@ -265,12 +301,14 @@ def open_store(path: str | os.PathLike) -> xr.DataTree:
 
 def _attributes(path: str | os.PathLike) -> dict:
     try:
-        return dict(zarr.open_group(path, mode="r").attrs)
+        return dict(zarr.open_group(zarr_store(located(path)), mode="r").attrs)
     except Exception as error:
         raise StoreError("cannot open the store", where=str(path), found=error) from error
 
 
-def _lazy(ds: xr.Dataset, store: Path, group: str, complete: bool) -> xr.Dataset:
+def _lazy(
+    ds: xr.Dataset, store: Path, group: str, complete: bool, there: Collection[str] | None
+) -> xr.Dataset:
     """Pixels as dask arrays; the rest in memory: it is small, and every step asks for it."""
     variables = {}
     for name, variable in ds.variables.items():
@@ -279,7 +317,9 @@ def _lazy(ds: xr.Dataset, store: Path, group: str, complete: bool) -> xr.Dataset
             variables[name] = _lazy_variable(variable, store, inside, complete)
             continue
         if complete:
-            require_chunks(store, inside)
+            require_chunks(
+                store, inside, variable.encoding.get("chunks", ()), variable.shape, there
+            )
         try:
             variables[name] = variable.load()
         except Exception as error:  # codecs raise whatever they like

@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from ..errors import ParameterError, StoreError
+from .location import local_path
 
 __all__ = ["kind_of_table", "write_csv", "write_frame", "write_parquet"]
 
@@ -50,7 +51,7 @@ def write_frame(frame: pd.DataFrame, path: str | os.PathLike, *, overwrite: bool
 @contextmanager
 def _appearing(path: str | os.PathLike, overwrite: bool) -> Iterator[Path]:
     """A file to write, which gets its name only when all went well."""
-    path = Path(path)
+    path = local_path(path, "tables")
     if path.is_dir() or (path.exists() and not overwrite):
         raise StoreError(
             "this is a directory" if path.is_dir() else "the file exists",

@@ -16,6 +16,7 @@ import xarray as xr
 
 from ..errors import DatasetError, InputFileError, ParameterError, StoreError
 from .layout import NipsLayout
+from .location import local_path
 from .write_copies import PIXELS, Task, copied, write_pixels
 from .write_planes import Slot
 from .write_products import Product, by_name, find_slits, name_of, raise_all, rows_by_product
@@ -99,7 +100,7 @@ def write_fits(
     """
     say = on_step or (lambda text: None)
     datasets = _slit_datasets(result)
-    directory, layout = Path(directory), NipsLayout.of(nips_layout)
+    directory, layout = local_path(directory, "products"), NipsLayout.of(nips_layout)
     say("looking for the products")
     given = None if products is None else by_name(products)
     plans = [(ds, rows_by_product(ds, given)) for ds in datasets]
@@ -170,7 +171,7 @@ def check_targets(
         As `write_fits`.
     """
     plans = [(ds, rows_by_product(ds, None)) for ds in _slit_datasets(result)]
-    _check_targets(plans, Path(directory), overwrite)
+    _check_targets(plans, local_path(directory, "products"), overwrite)
 
 
 def _slit_datasets(result: xr.Dataset | xr.DataTree | Mapping[str, xr.Dataset]) -> list[xr.Dataset]:

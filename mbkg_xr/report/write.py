@@ -15,6 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from ..errors import ParameterError, StoreError
+from ..io.location import local_path
 from ..methods import other_methods, stored_results
 from ..parts import has_parts, master_part, part_index
 from ..residuals import compare
@@ -139,7 +140,7 @@ def write_pages(
     """One report of several configurations, by name; as `write_report`. Computes."""
     say = on_step or (lambda text: None)
     sections = {k: part for n, s in sections.items() for k, part in _by_part(n, s).items()}
-    folder = Path(path).resolve()
+    folder = local_path(path, "reports").resolve()
     _write({}, folder)  # to learn of an unusable directory before the work, not after it
     parts: list[str] = []
     files: dict[str, bytes] = {}
