@@ -191,8 +191,12 @@ class Hierarchy:
         weights = np.einsum("skk->sk", information)
         # What all have in common is the master's.
         middle = (weights * common).sum(axis=0) / np.maximum(weights.sum(axis=0), 1e-30)
+        # Slitlets that few data tell lie about the population's mean, and the mean of those that
+        # are told, which is zero now, is that mean with an error of its own.
+        heeded = np.clip(1 - np.einsum("skk->sk", spread) / self.tau[0], 0, 1).sum(axis=0)
+        of_mean = np.diag(self.tau[0] / np.maximum(heeded, 1.0))
         carried = spread @ precision
-        total = spread + carried @ of_level @ np.swapaxes(carried, -1, -2)
+        total = spread + carried @ (of_level + of_mean) @ np.swapaxes(carried, -1, -2)
         moved = np.eye(k) - carried
         rest = spread + moved @ of_level @ np.swapaxes(moved, -1, -2)
         return place_tau, common - middle, level - middle, total, rest
