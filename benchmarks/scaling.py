@@ -7,7 +7,9 @@ step and of the whole chain, one pass beside a weighted scipy B-spline on the sa
 and the chain beside the official step's 0.022 Mpixel/s. From Zarr: a pass beside only reading the
 same arrays, in turns. For each number of slits, in a process of its own: fit, subtract and write,
 with wall and processor time and peak memory beside the prediction; the same on a cluster of two
-processes for the smallest. `--large` adds 10^5 slits (some minutes, 25 GB of disk).
+processes for the smallest. `--graphs` only builds graphs of 10^5 slits, without pixels:
+processor time to open, to select and lay out a pass, and to subtract and lay out what is written.
+`--large` adds 10^5 slits (some minutes, 25 GB of disk).
 """
 
 import argparse
@@ -16,8 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import dask
 import numpy as np
@@ -27,7 +32,9 @@ import mbkg_xr as mx
 from mbkg_xr.blocks import reduce_blocks
 from mbkg_xr.cli.cluster import on_cluster
 from mbkg_xr.columns import packed
+from mbkg_xr.io.writing import write_chunks
 from mbkg_xr.moments import PassState, accumulate
+from mbkg_xr.schema import PIXEL_DIMS
 from mbkg_xr.spans import span_grid
 
 OFFICIAL = 0.022  # Mpixel/s of the official step on the machine of the measurements
@@ -132,6 +139,47 @@ def reading(store, repeat):
     }
 
 
+class _Built(Exception):
+    """A graph is built; nothing is computed."""
+
+
+def graphs(slits, repeat):
+    """Processor time to build the graphs of as many slits: of a pass, and of what is written."""
+    few = mx.simulate_program(exposures=3, slits=20, background_slits=8)
+    master = mx.fit_master(mx.select_background(few), model=mx.BSpline(spacing=8, penalty=1e-2))
+    program = mx.simulate_program(exposures=slits // 60, slits=60, background_slits=15)
+
+    def built(graph, keys, **options):
+        tasks.append(len(graph))
+        raise _Built
+
+    tasks, laps = [], {"graph_open": [], "graph_pass": [], "graph_write": []}
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "program.zarr"
+        with mock.patch("mbkg_xr.io.store.write_chunks"):  # all but the pixels
+            mx.save(program.drop_vars(TRUTH), store)
+        for _ in range(repeat):
+            start = time.process_time()
+            ds = opened(store)
+            laps["graph_open"].append(time.process_time() - start)
+            start = time.process_time()
+            chosen = mx.select_background(ds)
+            with suppress(_Built), mock.patch("mbkg_xr.blocks.completed", built):
+                reduce_blocks(chosen, [*COLUMNS, "selected"], lambda *a: 0, lambda a, b: a + b)
+            laps["graph_pass"].append(time.process_time() - start)
+            start = time.process_time()
+            result = mx.residuals(mx.subtract(chosen, master))
+            pixels = [name for name, v in result.variables.items() if v.dims == PIXEL_DIMS]
+            arrays = {name: result[name].data for name in pixels}
+            target = SimpleNamespace(chunks=(32,))
+            with suppress(_Built), mock.patch("mbkg_xr.io.writing.completed", built):
+                write_chunks(arrays, dict.fromkeys(pixels, target))
+            laps["graph_write"].append(time.process_time() - start)
+    row = {f"{name}_cpu_s": round(float(np.median(values)), 2) for name, values in laps.items()}
+    chunks = -(-program.sizes["slit"] // 32)
+    return row | {"graph_slits": program.sizes["slit"], "tasks_a_chunk": max(tasks) / chunks}
+
+
 def opened(store):
     (node,) = mx.open_program(store).children.values()
     return node.to_dataset()
@@ -175,6 +223,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--slits", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--graphs", action="store_true")
     parser.add_argument("--exposures", type=int, default=9)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--folder", help="where stores are made  [default: a temporary one]")
@@ -184,6 +233,9 @@ def main():
     dask.config.set(num_workers=2)
     if options.one:
         one(*options.one, options.cluster)
+        return
+    if options.graphs:
+        print(json.dumps(graphs(100_000, options.repeat)))
         return
     row = in_memory(options.exposures, options.repeat)
     print(json.dumps(row), file=sys.stderr)

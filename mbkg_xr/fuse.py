@@ -7,11 +7,11 @@ needs and runs it at once, so that pixels are read, worked on and dropped in one
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any
 
 import dask
-from dask.core import get_dependencies, reverse_dict, toposort
+from dask.core import get_dependencies
 
 __all__ = ["fused"]
 
@@ -54,14 +54,15 @@ def fused(graph: Mapping, keys: Iterable[Hashable]) -> dict:
     >>> len(small), dask.get(small, "c")
     (1, 2)
     """
-    wanted = set(keys)
+    wanted = dict.fromkeys(keys)
     needs = _needed(graph, wanted)
-    needed_by = reverse_dict(needs)
     owner: dict[Hashable, Hashable] = {}
-    for key in reversed(toposort({key: graph[key] for key in needs}, needs)):
-        owners = {owner[k] for k in needed_by[key]}
-        alone = len(owners) == 1 and key not in wanted and not _is_elsewhere(graph[key])
-        owner[key] = owners.pop() if alone else key
+    for key in reversed(needs):  # whoever needs a key comes before it
+        if key in wanted or _is_elsewhere(graph[key]):
+            owner[key] = key
+        root = owner[key]
+        for other in needs[key]:
+            owner[other] = root if owner.get(other, root) == root else other
     parts: dict[Hashable, dict] = {}
     for key, root in owner.items():
         parts.setdefault(root, {})[key] = graph[key]
@@ -75,17 +76,30 @@ def fused(graph: Mapping, keys: Iterable[Hashable]) -> dict:
     return out
 
 
-def _needed(graph: Mapping, keys: set) -> dict[Hashable, set]:
-    """What each key depends on, of those that `keys` need."""
-    out: dict[Hashable, set] = {}
+def _needed(graph: Mapping, keys: Iterable[Hashable]) -> dict[Hashable, Collection]:
+    """What each key depends on, of those that `keys` need; what is needed comes first."""
+    out: dict[Hashable, Collection] = {}
+    known: dict[Hashable, Collection] = {}
     stack = list(keys)
     while stack:
-        key = stack.pop()
-        if key not in out:
-            # A result that a worker holds is there under its own key.
-            out[key] = get_dependencies(graph, key) - {key}
-            stack.extend(out[key])
+        key = stack[-1]
+        if key in out:
+            stack.pop()
+        elif key in known:
+            out[key] = known[key]
+        else:
+            known[key] = _dependencies(graph, key)
+            stack.extend(known[key])
     return out
+
+
+def _dependencies(graph: Mapping, key: Hashable) -> Collection:
+    task: Any = graph[key]
+    found = getattr(task, "dependencies", None)  # of dask's own tasks
+    if not isinstance(found, frozenset):
+        found = frozenset(get_dependencies(graph, task=task))
+    # A result that a worker holds is there under its own key.
+    return found - {key} if key in found else found
 
 
 def _is_elsewhere(value: Any) -> bool:

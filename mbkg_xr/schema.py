@@ -7,7 +7,7 @@ cut-out. Slits of unequal size are padded with NaN, and their padding is flagged
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -212,21 +212,20 @@ def occupied_shutters(ds: xr.Dataset) -> NDArray[np.float32]:
     >>> occupied_shutters(xr.Dataset({k: ("slit", v) for k, v in slits.items()})).tolist()
     [[[1.0]], [[-1.0]]]
     """
-    rows = [[] if sky else [shutter] for sky, shutter in _sources(ds)]
-    if "occupied" in ds.variables:
-        texts = ds["occupied"].values.tolist()
-        rows = [
-            row + [float(v) for v in text.split()] for row, text in zip(rows, texts, strict=True)
-        ]
-    out = np.full((len(rows), 1, max(map(len, rows), default=1) or 1), np.nan, dtype=np.float32)
+    sky, shutter = (ds[name].values for name in ("is_background", "source_shutter"))
+    own = np.where(sky, np.nan, shutter)[:, None]
+    if "occupied" not in ds.variables:
+        return own[:, None, :].astype(np.float32)
+    # Few say different things, of however many there are.
+    texts, which = np.unique(ds["occupied"].values.astype(str), return_inverse=True)
+    rows = [[float(v) for v in text.split()] for text in texts.tolist()]
+    others = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
     for i, row in enumerate(rows):
-        out[i, 0, : len(row)] = row
-    return out
-
-
-def _sources(ds: xr.Dataset) -> Iterator[tuple[bool, float]]:
-    columns = (ds[name].values.tolist() for name in ("is_background", "source_shutter"))
-    return zip(*columns, strict=True)
+        others[i, : len(row)] = row
+    out = np.concatenate([own, others[which]], axis=1)
+    out = np.take_along_axis(out, np.argsort(np.isnan(out), axis=1, kind="stable"), axis=1)
+    used = int((~np.isnan(out)).sum(axis=1).max(initial=0))
+    return out[:, None, : max(used, 1)].astype(np.float32)
 
 
 def refuse_subtracted(ds: xr.Dataset) -> None:

@@ -1,10 +1,14 @@
 """One task a chunk: the same numbers as dask's own graphs give, from few tasks."""
 
+from collections import Counter
+
 import dask
 import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import mbkg_xr as mx
 from mbkg_xr.blocks import aligned, reduce_blocks
@@ -45,6 +49,30 @@ def test_values_are_not_taken_for_keys():
     graph = {"a": (tuple, ["b", "b"]), "b": (str, "c"), "c": 1, "d": (len, "a"), "e": (list, "a")}
     small = fused(graph, ["d", "e"])
     assert dask.get(small, ["d", "e"]) == (2, ["1", "1"])
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_random_graphs(data):
+    """Of any shape: the same values, and every task is run once."""
+    n = data.draw(st.integers(1, 12))
+    graph, runs = {}, Counter()
+
+    def add(i, *values):
+        runs[i] += 1
+        return i + sum(values)
+
+    for i in range(n):
+        needs = data.draw(st.sets(st.integers(0, i - 1), max_size=3)) if i else set()
+        graph[f"k{i}"] = (add, i, *(f"k{k}" for k in sorted(needs)))
+    wanted = [f"k{i}" for i in sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1)))]
+    expected = dask.get(graph, wanted)
+    before = dict(runs)
+    runs.clear()
+    small = fused(graph, wanted)
+    assert dask.get(small, wanted) == expected
+    assert runs == before
+    assert len(small) <= len(before)
 
 
 @pytest.fixture(scope="module")
