@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from .mixed import solve_scales
 from .moments import PassState
-from .profile import solve_profile
+from .profile import STRENGTHS, solve_profile
+from .profile_sums import ProfileSums
 from .quality import do_not_use
 from .scales import Scales, SlitScales
 from .shutters import look, sky_shutters
@@ -32,10 +33,19 @@ class Differences:
         As the fit applies them.
     scales
         With their errors, or None where slits were taken to be alike.
+    told
+        What `solve_profile` found the profile from.
     """
 
     terms: Terms
     scales: SlitScales | None = None
+    told: tuple[ProfileSums, Array, tuple[int, ...]] | None = None
+
+    def with_errors(self) -> Differences:
+        """The same, with the errors of the profile, which no pass asks for."""
+        if self.told is None:
+            return self
+        return replace(self, terms=replace(self.terms, profile=solve_profile(*self.told)))
 
 
 def find_differences(
@@ -47,6 +57,7 @@ def find_differences(
     *,
     scales: Scales | None,
     profile: bool,
+    provisional: bool = False,
 ) -> Differences:
     """One pass over all usable pixels, and what it says of scales, pedestals and the profile.
 
@@ -62,6 +73,8 @@ def find_differences(
         ``(span,)``, the fitted range.
     scales, profile
         Which of them to find.
+    provisional
+        Try few strengths of the profile's prior, enough to choose a model with.
     """
     sky = sky_shutters(ds) & _tells_profile(ds)[:, None]
     if present.scales is not None:
@@ -94,8 +107,11 @@ def find_differences(
             light=found.light,
         )
     if profile:
-        table = solve_profile(sums.profile, phase, kinds)
+        told = (sums.profile, phase, kinds)
+        strengths = STRENGTHS[::2] if provisional else STRENGTHS
+        table = solve_profile(*told, errors=False, strengths=strengths)
         terms = replace(terms, profile=table, kind=table.index(ds["n_shutters"].values))
+        return Differences(terms, found, told)
     return Differences(terms, found)
 
 

@@ -146,7 +146,7 @@ def without_trend(found: Differences, functions: Array, weight: Array) -> Differ
         pedestal=found.scales.pedestal - trend(found.scales.pedestal),
     )
     terms = replace(found.terms, scale=scales.scale, pedestal=scales.pedestal)
-    return Differences(terms, scales)
+    return replace(found, terms=terms, scales=scales)
 
 
 def drift_variables(drifted: Drifted, clock: Clock, scatter: float, units: str) -> xr.Dataset:

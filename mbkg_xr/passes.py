@@ -30,7 +30,7 @@ __all__ = ["Passes", "robust_passes"]
 
 Array = NDArray[np.float64]
 
-_DIFFER_PASSES = (1, 2, 4, 6)  # what differs from slit to slit is found anew after these
+_DIFFER_PASSES = (1, 2, 4, 5)  # what differs from slit to slit is found anew after these
 _RESCALINGS = 8
 
 
@@ -146,7 +146,14 @@ def robust_passes(
             say("slits")
             seen = replace(state, unit=history[-1]["scatter"])
             differ = find_differences(
-                ds, grid, seen, differ, problem.constrained, scales=scales, profile=profile
+                ds,
+                grid,
+                seen,
+                differ,
+                problem.constrained,
+                scales=scales,
+                profile=profile,
+                provisional=number < CHOOSE_PASS,
             )
             if time is not None and (drifted is None or drifted.changes):
                 differ = without_trend(differ, time, sums.pixels[:, 1].astype(np.float64))
@@ -156,6 +163,7 @@ def robust_passes(
         drifted = fit_drift(problem, sums.changing, fitted, current, drift.penalties, drifted)
         fitted = drifted.fitted
     fitted.table = table
+    differ = differ.with_errors()
     return Passes(problem, fitted, state, differ, sums.pixels, history, drifted)
 
 

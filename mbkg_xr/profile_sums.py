@@ -150,7 +150,9 @@ def _add(
 
     size = told.size * k
     squares = (w.sum(axis=0) @ pairs).reshape(len(along), k, n)[..., :k]
-    whole = np.einsum("ni,nkl,nj->ikjl", along, squares, along, optimize=True).reshape(size, size)
+    left = (along[:, :, None, None] * squares[:, None]).reshape(len(along), -1)
+    whole = (along.T @ left).reshape(told.size, told.size, k, k).transpose(1, 2, 0, 3)
+    whole = whole.reshape(size, size)
     cross = csr_array(along.T) @ np.swapaxes(both, 0, 1).reshape(len(along), -1)
     cross = np.swapaxes(cross.reshape(told.size, len(w), k, n + m), 1, 2)
     root = np.linalg.inv(np.linalg.cholesky(own))

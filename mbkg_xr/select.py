@@ -283,7 +283,7 @@ def _select_pixels(
         find_usable(flux[s], error[s], quality[s], bad, usable)
         find_in_slit(
             flux[s], error[s], usable, sky[s], half, threshold, outlier[s],
-            median[s] if apply else unused,
+            median[s] if apply else unused, apply,
         )  # fmt: skip
         if apply:
             continue

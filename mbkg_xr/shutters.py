@@ -100,7 +100,9 @@ def _look_block(
     weight, excess, profile,
 ):  # pragma: no cover - compiled  # fmt: skip
     has_var = var_rnoise.shape[0] > 0
+    per_node, n = 1 / PROFILE_STEP, -1
     for s in range(flux.shape[0]):
+        sourced = not np.isnan(source[s])
         for i in range(flux.shape[1]):
             for j in range(flux.shape[2]):
                 if quality[s, i, j] & bits:
@@ -110,15 +112,21 @@ def _look_block(
                 e2 = np.float64(error[s, i, j]) ** 2
                 if not (np.isfinite(r) and np.isfinite(y) and e2 > 0 and np.isfinite(e2)):
                     continue
-                n, t = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
-                if n < 0:
-                    continue
+                x = np.float64(wavelength[s, i, j])
+                # The next pixel of a row lies in the next span, as a rule.
+                if 0 <= n < edges.size - 2 and edges[n + 1] <= x < edges[n + 2]:
+                    n += 1
+                elif not (n >= 0 and edges[n] <= x < edges[n + 1]):
+                    n, _ = find_span(x, edges, lookup, step)
+                    if n < 0:
+                        continue
+                t = (x - edges[n]) / (edges[n + 1] - edges[n])
                 mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
                 mean *= change[s, n]
                 if not mean > 0:
                     continue
                 z = np.floor(r + 0.5)
-                at_source = not np.isnan(source[s]) and abs(r - source[s]) <= 0.5
+                at_source = sourced and abs(r - source[s]) <= 0.5
                 b = n // BIN_SPANS
                 g = profile_at(known, first, pitch, known_kind[s], r, n + t)
                 inside = shutter_of(r)
@@ -144,25 +152,26 @@ def _look_block(
                 # its light, wherever in the shutter it sits.
                 if at_source or (abs(r - z) <= CENTRE and not past):
                     m = g * mean
-                    weight[s, inside, b] += m * m / variance
-                    excess[s, inside, b] += m * (y - m) / variance
+                    w = m / variance
+                    weight[s, inside, b] += w * m
+                    excess[s, inside, b] += w * (y - m)
                 # Rows past the last open shutter show how its light ends.
                 end = shutter_of(min(max(z, first_open[s]), last_open[s]))
                 if sky[s, end] and not at_source and kind[s] >= 0:
                     if past and abs(rest) > _CLIP * np.sqrt(variance) + 1.5 * mean:
                         continue
                     m = share * mean
-                    if not np.isnan(source[s]):
+                    if sourced:
                         spilt = light[s, b] * mean
                         y -= stray[s, end] * spilt
                         away = abs(r - source[s])
                         doubt = _SPILT * np.exp((0.5 - away) / _FADES) * spilt
                         variance += doubt * doubt
-                    p = (r - PROFILE_FIRST) / PROFILE_STEP
-                    node = int(np.floor(p + 0.5))
+                    node = int(np.floor((r - PROFILE_FIRST) * per_node + 0.5))
                     if 0 <= node < profile.shape[2]:
-                        profile[0, s, node, b] += m * m / variance
-                        profile[1, s, node, b] += m * (y - offset[s, n]) / variance
+                        w = m / variance
+                        profile[0, s, node, b] += w * m
+                        profile[1, s, node, b] += w * (y - offset[s, n])
 
 
 def look(
