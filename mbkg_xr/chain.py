@@ -189,7 +189,8 @@ def run_tree(
     with create_store(out, overwrite=overwrite) as staging:
         for name, ds in datasets.items():
             say(f"{name}: reading")
-            ds = ds.persist() if ds.nbytes <= min(KEEP, predicted.kept) else ds
+            few = ds.nbytes <= min(KEEP, predicted.kept)
+            ds = ds.persist() if few else ds
             selected = select_background(
                 ds,
                 yrel=yrel,
@@ -198,6 +199,7 @@ def run_tree(
                 median_apply=median_apply,
                 slits=slits,
             )
+            selected = selected.persist() if few else selected
             master = fit_master(
                 selected,
                 model=model,
