@@ -3,9 +3,10 @@
 At wavelength bin b and row r a slit holds ``1 + h(r) . B_b + (a . P_b + l_z) g`` times what is
 known of it: h the profile's departure from 1, a series in wavelength at each of some cubic
 B-splines along the slit; a what its scale is wrong by and l what the level of the shutter is, which
-go with the profile g as it is known so far. One slit says nothing
-of h that its own scale might not say as well: with a and l integrated out (their priors are wide)
-profile and scales are found as if they were solved for together.
+go with the profile g as it is known so far. Beside a source comes what it spills past the edges of
+its shutter: near light, fading over a third of a pitch, and far light. One slit says nothing
+of h that its own scale might not say as well: with all of these integrated out (their priors are
+wide) profile and scales are found as if they were solved for together.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from scipy.interpolate import BSpline
 from scipy.sparse import csr_array
 
 __all__ = [
+    "FADES",
     "N_NODES",
     "ORDER",
     "PLACES",
     "PROFILE_FIRST",
     "PROFILE_STEP",
     "SPACING",
+    "SPILT",
     "ProfileSums",
     "opened",
     "splines",
@@ -42,6 +45,9 @@ PLACES = PROFILE_FIRST + SPACING * np.arange(-1, (N_NODES - 1) // 2 + 2)
 # Standard deviations of what may be wrong with a slit's scale, by order, and with a shutter's level
 # at the time the profile is found.
 _SCALE, _LEVEL = (0.05, 0.02, 0.02, 0.02), 0.01
+#: Of a source's light, what may reach past the edges of its shutter, over how many pitches that
+#: fades, and what may be far light, in its shutter's neighbours and beyond.
+SPILT, FADES, _FAR = 0.02, 0.35, 0.01
 
 
 @lru_cache(maxsize=1)
@@ -84,6 +90,8 @@ class ProfileSums:
         kinds: tuple[int, ...],
         known: Array,
         phase: Array,
+        source: Array,
+        light: Array,
     ) -> ProfileSums:
         """From sums by slit.
 
@@ -97,6 +105,8 @@ class ProfileSums:
             ``(kind, node, bin)``, the profiles as they are known so far.
         phase
             ``(bin,)``, -1 to 1 over the fitted range.
+        source, light
+            ``(slit,)``, yrel, NaN for none, and ``(slit, bin)``, its light as a share of the sky.
         """
         size = PLACES.size * (ORDER + 1)
         out = cls(
@@ -104,13 +114,61 @@ class ProfileSums:
             np.zeros((len(kinds), size, size)),
             np.zeros((len(kinds), size)),
         )
+        series: Array = legendre.legvander(phase, len(_SCALE) - 1).astype(np.float64)
         for index, n_shutters in enumerate(kinds):
-            own = np.flatnonzero((kind == index) & weight.any(axis=(1, 2)))
-            if own.size:
-                w, d = weight[own], data[own] - weight[own]
-                out.weight[index] = w.sum(axis=(0, 2))
-                _add(out.gram[index], out.right[index], w, d, n_shutters, known[index], phase)
+            slits = np.flatnonzero((kind == index) & weight.any(axis=(1, 2)))
+            if slits.size:
+                w, d = weight[slits], data[slits] - weight[slits]
+                out._add(
+                    index,
+                    w,
+                    d,
+                    _own_columns(known[index], series, n_shutters),
+                    [_spilt(source[s], light[s], series) for s in slits],
+                    series[:, : ORDER + 1],
+                )
         return out
+
+    def _add(
+        self,
+        index: int,
+        w: Array,
+        d: Array,
+        own: Array,
+        spilt: list[Array],
+        series: Array,
+    ) -> None:
+        """Add slits of one kind, whose own columns ``(node, bin, column)`` are integrated out."""
+        filled = np.flatnonzero(w.any(axis=(0, 2)))
+        nodes = slice(filled[0], filled[-1] + 1)
+        along = splines()[nodes].T
+        told = np.unique(along.nonzero()[0])
+        along = along[told]
+        k = series.shape[1]
+        size = told.size * k
+        shared, heard = [], []
+        for weight, data, of_source in zip(w[:, nodes], d[:, nodes], spilt, strict=True):
+            columns = np.concatenate([own[nodes], of_source[nodes]], axis=2)
+            weighted = weight[..., None] * columns
+            flat = columns.reshape(-1, columns.shape[2])
+            gram = weighted.reshape(flat.shape).T @ flat + np.eye(flat.shape[1])
+            cross = along @ (np.swapaxes(weighted, 1, 2) @ series).reshape(len(weight), -1)
+            cross = np.swapaxes(cross.reshape(told.size, -1, k), 1, 2).reshape(size, -1)
+            root = np.linalg.inv(np.linalg.cholesky(gram))
+            shared.append(cross @ root.T)
+            heard.append(root @ (flat.T @ data.ravel()))
+        squares = w[:, nodes].sum(axis=0) @ (series[:, :, None] * series[:, None]).reshape(
+            -1, k * k
+        )
+        dense = along.toarray()
+        left = (dense.T[:, :, None] * squares[:, None]).reshape(dense.shape[1], -1)
+        whole = (dense @ left).reshape(told.size, told.size, k, k).transpose(1, 2, 0, 3)
+        taken = np.concatenate(shared, axis=1)
+        rows = (told[:, None] * k + np.arange(k)).ravel()
+        self.weight[index] += w.sum(axis=(0, 2))
+        self.gram[index][np.ix_(rows, rows)] += whole.reshape(size, size) - taken @ taken.T
+        self.right[index][rows] += (along @ (d[:, nodes].sum(axis=0) @ series)).ravel()
+        self.right[index][rows] -= taken @ np.concatenate(heard)
 
     def __add__(self, other: ProfileSums) -> ProfileSums:
         return ProfileSums(
@@ -118,46 +176,29 @@ class ProfileSums:
         )
 
 
-def _add(
-    gram: Array, right: Array, w: Array, d: Array, n_shutters: int, known: Array, phase: Array
-) -> None:
-    """Add slits of one kind to normal equations, what is each slit's own integrated out."""
-    filled = np.flatnonzero(w.any(axis=(0, 2)))
-    nodes = slice(filled[0], filled[-1] + 1)
-    w, d, g = w[:, nodes], d[:, nodes], known[nodes]
-    along = splines()[nodes].toarray()
-    told = np.flatnonzero(along.any(axis=0))
-    along = along[:, told]
-    places = (PROFILE_FIRST + PROFILE_STEP * np.arange(N_NODES))[nodes]
-    z = np.unique(opened(places, n_shutters), return_inverse=True)[1]
-    shutter = np.eye(z.max() + 1)[z]
-    k, n, m = ORDER + 1, len(_SCALE), shutter.shape[1]
-    series: Array = legendre.legvander(phase, n - 1).astype(np.float64)
+def _own_columns(known: Array, series: Array, n_shutters: int) -> Array:
+    """``(node, bin, column)``, a slit's scale and the levels of its shutters, in units of what is
+    expected of them: the prior of each is a normal of 1.
+    """
+    z = np.unique(opened(_nodes(), n_shutters), return_inverse=True)[1]
+    levels = _LEVEL * np.eye(z.max() + 1)[z]
+    columns = [
+        np.broadcast_to(series * _SCALE, (N_NODES, *series.shape)),
+        np.broadcast_to(levels[:, None], (N_NODES, series.shape[0], levels.shape[1])),
+    ]
+    return known[..., None] * np.concatenate(columns, axis=2)
 
-    # Series of the profile times that of the scale, and times the levels (P_0 is 1), node by node.
-    pairs = (series[:, :k, None] * series[:, None, :n]).reshape(phase.size, -1)
-    both = np.empty((len(w), len(along), k, n + m))
-    both[..., :n] = ((w * g) @ pairs).reshape(*w.shape[:2], k, n)
-    both[..., n:] = both[..., :1] * shutter[:, None, :]
-    own = np.empty((len(w), n + m, n + m))
-    square = w * (g * g)
-    own[:, :n, :n] = np.einsum("sb,bk,bl->skl", square.sum(axis=1), series, series, optimize=True)
-    own[:, n:, :n] = np.einsum("snk,nz->szk", square @ series, shutter)
-    own[:, :n, n:] = np.swapaxes(own[:, n:, :n], 1, 2)
-    own[:, n:, n:] = (square.sum(axis=2) @ shutter)[:, None, :] * np.eye(m)
-    own += np.diag(1 / np.square([*_SCALE, *[_LEVEL] * m]))
-    said = np.concatenate([(d * g).sum(axis=1) @ series, (d * g).sum(axis=2) @ shutter], axis=1)
 
-    size = told.size * k
-    squares = (w.sum(axis=0) @ pairs).reshape(len(along), k, n)[..., :k]
-    left = (along[:, :, None, None] * squares[:, None]).reshape(len(along), -1)
-    whole = (along.T @ left).reshape(told.size, told.size, k, k).transpose(1, 2, 0, 3)
-    whole = whole.reshape(size, size)
-    cross = csr_array(along.T) @ np.swapaxes(both, 0, 1).reshape(len(along), -1)
-    cross = np.swapaxes(cross.reshape(told.size, len(w), k, n + m), 1, 2)
-    root = np.linalg.inv(np.linalg.cholesky(own))
-    shared = np.einsum("iksc,sdc->iksd", cross, root, optimize=True).reshape(size, -1)
-    heard = (root @ said[..., None]).ravel()
-    rows = (told[:, None] * k + np.arange(k)).ravel()
-    gram[np.ix_(rows, rows)] += whole - shared @ shared.T
-    right[rows] += (along.T @ (d.sum(axis=0) @ series[:, :k])).ravel() - shared @ heard
+def _spilt(source: float, light: Array, series: Array) -> Array:
+    """The same of a source's near light, with a slope in wavelength, and far light, either side."""
+    if np.isnan(source) or not light.any():
+        return np.empty((N_NODES, light.size, 0))
+    away = _nodes() - source
+    sides = np.stack([away < -0.5, away > 0.5], axis=1)
+    near = SPILT * np.exp((0.5 - np.abs(away)) / FADES)[:, None] * sides
+    shapes = np.concatenate([near, near, _FAR * sides], axis=1)
+    return shapes[:, None, :] * light[:, None] * np.repeat(series[:, [0, 1, 0]], 2, axis=1)
+
+
+def _nodes() -> NDArray:
+    return PROFILE_FIRST + PROFILE_STEP * np.arange(N_NODES)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from .blocks import reduce_blocks
 from .kernels import kernel
 from .moments import REFERENCE_TIME, PassState
-from .profile_sums import N_NODES, PROFILE_FIRST, PROFILE_STEP, ProfileSums
-from .schema import CENTRE, occupied_shutters
+from .profile_sums import FADES, N_NODES, PROFILE_FIRST, PROFILE_STEP, SPILT, ProfileSums
+from .schema import CENTRE, OPEN, occupied_shutters
 from .spans import SpanGrid, find_span
 from .terms import BIN_SPANS, FIRST_SHUTTER, N_SHUTTERS, Terms, profile_at, shutter_of
 
@@ -34,9 +34,6 @@ Array = NDArray[np.float64]
 
 _ALLOWED = 0.1  # departures by this share of the sky are no outliers: slits differ so much
 _CLIP = 4.5
-# How much of a source's light may reach past the edge of its shutter, as a share of it, and over
-# how many pitches that fades: rows so near a source hardly tell the profile.
-_SPILT, _FADES = 0.02, 0.35
 
 
 def open_shutters(n_shutters: NDArray) -> NDArray[np.bool_]:
@@ -71,9 +68,9 @@ class ShutterSums:
     Attributes
     ----------
     weight, excess
-        ``(slit, shutter, bin)``: sum m^2 g^2 / v and sum m g (y - g m) / v at shutter centres, and
-        in all of a source's shutter:
-        their ratio is how much more than the master a shutter holds, as a fraction of it, and one
+        ``(slit, shutter, bin)``: sum m^2 g^2 / v and sum m g (y - g m) / v at shutter centres, in
+        sky slits whose profile is known up to the bars, and in all of a source's shutter: their
+        ratio is how much more than the master a shutter holds, as a fraction of it, and one
         over the first the variance of that.
     profile
         What the pixels of shutters that are sky say of the profile.
@@ -103,6 +100,9 @@ def _look_block(
     per_node, n = 1 / PROFILE_STEP, -1
     for s in range(flux.shape[0]):
         sourced = not np.isnan(source[s])
+        # A source's wings reach the rows off the centres of its neighbours, and what bars leave of
+        # the light there must be known.
+        reach = CENTRE if sourced or known_kind[s] < 0 else OPEN
         for i in range(flux.shape[1]):
             for j in range(flux.shape[2]):
                 if quality[s, i, j] & bits:
@@ -144,13 +144,13 @@ def _look_block(
                     variance + (_ALLOWED * mean) ** 2
                 ):
                     # Where the profile is not known yet, a bar is no outlier.
-                    if abs(r - z) <= CENTRE:
+                    if abs(r - z) <= reach:
                         continue
                     if abs(rest) > _CLIP * np.sqrt(variance) + 0.5 * mean:
                         continue
                 # All rows of a source's shutter count: what reaches the next one goes with all of
                 # its light, wherever in the shutter it sits.
-                if at_source or (abs(r - z) <= CENTRE and not past):
+                if at_source or (abs(r - z) <= reach and not past):
                     m = g * mean
                     w = m / variance
                     weight[s, inside, b] += w * m
@@ -164,8 +164,9 @@ def _look_block(
                     if sourced:
                         spilt = light[s, b] * mean
                         y -= stray[s, end] * spilt
+                        # Rows so near a source hardly tell the profile.
                         away = abs(r - source[s])
-                        doubt = _SPILT * np.exp((0.5 - away) / _FADES) * spilt
+                        doubt = SPILT * np.exp((0.5 - away) / FADES) * spilt
                         variance += doubt * doubt
                     node = int(np.floor((r - PROFILE_FIRST) * per_node + 0.5))
                     if 0 <= node < profile.shape[2]:
@@ -242,8 +243,9 @@ def look(
             own.profile.values, own.profile.first, own.profile.step, own.kind,
             weight, excess, along,
         )  # fmt: skip
-        return ShutterSums(
-            weight, excess, ProfileSums.of(along[0], along[1], kind[part], kinds, known, phase)
+        profile = ProfileSums.of(
+            along[0], along[1], kind[part], kinds, known, phase, source[part], own.light
         )
+        return ShutterSums(weight, excess, profile)
 
     return reduce_blocks(ds, names, block, lambda a, b: a + b, (state, terms))

@@ -7,12 +7,23 @@ import pytest
 from numpy.polynomial import legendre
 
 import mbkg_xr as mx
-from mbkg_xr.profile_sums import N_NODES, ORDER, PROFILE_FIRST, PROFILE_STEP, ProfileSums, splines
+from mbkg_xr.profile_sums import (
+    FADES,
+    N_NODES,
+    ORDER,
+    PROFILE_FIRST,
+    PROFILE_STEP,
+    SPILT,
+    ProfileSums,
+    splines,
+)
 from mbkg_xr.simulate import CLEAN
 
 
 def test_sums_are_least_squares_with_the_slits_own_solved_for():
-    """Against a design matrix with columns for scales of degree 3 and levels of three shutters."""
+    """Against a design matrix with columns for scales of degree 3, levels of three shutters, and
+    light of a source.
+    """
     rng = np.random.default_rng(0)
     n_slits, n_bins = 3, 7
     phase = np.linspace(-1, 1, n_bins)
@@ -20,12 +31,14 @@ def test_sums_are_least_squares_with_the_slits_own_solved_for():
     w[:, :40], w[:, 203:] = 0, 0
     d = w * (1 + 0.1 * rng.standard_normal(w.shape))
     g = 1 - 0.3 * rng.random((1, N_NODES, n_bins))
-    sums = ProfileSums.of(w, d, np.array([0, 0, -1]), (3,), g, phase)
+    source, light = np.array([np.nan, 0.8, np.nan]), 1 + rng.random((n_slits, n_bins))
+    sums = ProfileSums.of(w, d, np.array([0, 0, -1]), (3,), g, phase, source, light)
 
     along = splines().toarray()
     of_profile = np.einsum("ni,bk->nbik", along, legendre.legvander(phase, ORDER))
     of_profile = of_profile.reshape(N_NODES * n_bins, -1)
-    nearest = np.clip(np.rint(PROFILE_FIRST + PROFILE_STEP * np.arange(N_NODES)), -1, 1)
+    r = PROFILE_FIRST + PROFILE_STEP * np.arange(N_NODES)
+    nearest = np.clip(np.rint(r), -1, 1)
     of_slit = np.concatenate(
         [
             np.tile(legendre.legvander(phase, 3), (N_NODES, 1)),
@@ -34,18 +47,28 @@ def test_sums_are_least_squares_with_the_slits_own_solved_for():
         axis=1,
     )
     of_slit = of_slit * g.reshape(-1, 1)
-    prior = np.diag(1 / np.square([0.05, 0.02, 0.02, 0.02, 0.01, 0.01, 0.01]))
+    sides = np.stack([r < 0.3, r > 1.3], axis=1)  # of the shutter of the source at 0.8
+    near = np.exp(-(np.abs(r - 0.8) - 0.5) / FADES)[:, None, None] * sides[:, None]
+    tilted = near * phase[:, None]
+    shapes = np.concatenate([near + 0 * tilted, tilted, sides[:, None] + 0 * tilted], axis=2)
+    beside = (shapes * light[1][:, None]).reshape(N_NODES * n_bins, -1)
+    spread = [0.05, 0.02, 0.02, 0.02, 0.01, 0.01, 0.01, *[SPILT] * 4, 0.01, 0.01]
     gram, right = np.zeros_like(sums.gram[0]), np.zeros_like(sums.right[0])
     for s in range(2):
         weight, y = w[s].ravel(), (d[s] - w[s]).ravel()
-        cross = of_profile.T @ (weight[:, None] * of_slit)
-        own = np.linalg.inv(of_slit.T @ (weight[:, None] * of_slit) + prior)
+        columns = np.concatenate([of_slit, beside], axis=1) if s else of_slit
+        prior = np.diag(1 / np.square(spread[: columns.shape[1]]))
+        cross = of_profile.T @ (weight[:, None] * columns)
+        own = np.linalg.inv(columns.T @ (weight[:, None] * columns) + prior)
         gram += of_profile.T @ (weight[:, None] * of_profile) - cross @ own @ cross.T
-        right += of_profile.T @ y - cross @ own @ (of_slit.T @ y)
+        right += of_profile.T @ y - cross @ own @ (columns.T @ y)
     assert np.allclose(sums.gram[0], gram, rtol=1e-10, atol=1e-10 * np.abs(gram).max())
     assert np.allclose(sums.right[0], right, rtol=1e-10, atol=1e-10 * np.abs(right).max())
-    both = ProfileSums.of(w[:1], d[:1], np.zeros(1, int), (3,), g, phase)
-    both += ProfileSums.of(w[1:2], d[1:2], np.zeros(1, int), (3,), g, phase)
+    each = [
+        ProfileSums.of(w[i], d[i], np.zeros(1, int), (3,), g, phase, source[i], light[i])
+        for i in (slice(1), slice(1, 2))
+    ]
+    both = each[0] + each[1]
     assert np.allclose(both.gram, sums.gram, rtol=1e-12, atol=1e-12 * np.abs(gram).max())
 
 

@@ -46,8 +46,10 @@ def _sums(slits: xr.Dataset, excess: np.ndarray, precision: float, seed: int) ->
     weight = np.full(excess.shape, precision)
     weight[~open_shutters(slits.n_shutters.values)] = 0.0
     noise = np.random.default_rng(seed).standard_normal(excess.shape)
-    none = np.zeros((slits.sizes["slit"], 0, BINS))
-    profile = ProfileSums.of(none, none, np.full(len(none), -1), (), none, np.zeros(BINS))
+    n, phase = slits.sizes["slit"], np.zeros(BINS)
+    none = np.zeros((n, 0, BINS))
+    source, light = np.full(n, np.nan), np.zeros((n, BINS))
+    profile = ProfileSums.of(none, none, np.full(n, -1), (), none, phase, source, light)
     return ShutterSums(weight, weight * excess + np.sqrt(weight) * noise, profile)
 
 
