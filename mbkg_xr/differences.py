@@ -95,7 +95,8 @@ def find_differences(
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.interp(bins, spans, shape) / sky_level
         seen = sums.weight.sum(axis=(0, 1)) > 0
-        found = solve_scales(sums, ds, phase, np.where(seen & (sky_level > 0), share, 0.0), scales)
+        shape_of_sky = np.where(seen & (sky_level > 0), share, 0.0)
+        found = solve_scales(sums, ds, phase, shape_of_sky, scales, present.scales)
         terms = replace(
             terms,
             scale=found.scale,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +99,8 @@ class SlitScales:
         ``(slit, bin)``: the source's light as a share of the master.
     stray
         ``(slit, shutter)``: share of that light in each shutter.
+    reached
+        Populations, and what shutters hold of their own, where the search ended.
     """
 
     scale: Array
@@ -116,3 +119,4 @@ class SlitScales:
     leak: tuple[float, float]
     light: Array
     stray: Array
+    reached: Any
