@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.polynomial import legendre
 from scipy.interpolate import BSpline
 
+from mbkg_xr.select import centres_only
 from mbkg_xr.terms import BIN_SPANS, FIRST_SHUTTER, N_SHUTTERS
 
 
@@ -41,6 +42,8 @@ class Pixels:
 
 def plain_pixels(ds: xr.Dataset, master: xr.Dataset) -> Pixels:
     """Weights, clipping and terms of a master, applied pixel by pixel."""
+    if master.attrs.get("rows") == "centres":
+        ds = centres_only(ds)
     edges = master.edge.values
     n_spans = edges.size - 1
     n_slits = ds.sizes["slit"]
