@@ -18,6 +18,7 @@ from .drift import Clock
 from .errors import DatasetError
 from .moments import PassState
 from .parts import require_one_sky
+from .robust import RULES
 from .slit_terms import profile_table, ranks_in
 from .spans import SpanGrid
 from .terms import BIN_SPANS, N_SHUTTERS, Terms
@@ -66,6 +67,7 @@ _SLIT = (
 _COORDS = ("edge", "node", "shutter", "component", "yrel_node")
 APPLIED_ATTRS = (
     "rows",
+    "weights",
     "clip",
     "clip_unit",
     "scatter",
@@ -126,6 +128,7 @@ def applied_state(master: xr.Dataset) -> PassState:
         usual=np.zeros(values["clip_cut"].size),
         unit=float(master.attrs["clip_unit"]),
         log=master.attrs["model"] == "seed",
+        rule=RULES[str(master.attrs.get("weights", "clip"))][1],
     )
 
 

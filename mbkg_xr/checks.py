@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from .errors import DatasetError, ParameterError, SelectionError
 from .models import BSpline, Fitted, LogPolynomial, Template
 from .moments import PassState, PassSums
+from .robust import CHOOSE_PASS
 from .schema import UNSUBTRACTED, refuse_subtracted
 from .select import why_empty
 
 __all__ = [
-    "CHOOSE_PASS",
     "CONVERGED",
     "FAR",
     "NO_SKY",
@@ -31,7 +31,6 @@ __all__ = [
 
 Model = BSpline | LogPolynomial | Template
 
-CHOOSE_PASS = 4  # the model is chosen among all candidates in this pass, then kept
 FAR = 3.0  # a scatter this many times the error, or its inverse, is not what the errors say
 CONVERGED = 0.02  # change of the master between passes, in units of its standard error
 NO_SKY = 2.0  # sky over its error: 13 and more at a signal to noise of 0.2 a pixel, 0 after nodding
@@ -56,7 +55,7 @@ def require_slits(ds: xr.Dataset) -> None:
         raise DatasetError("no slit to fit", expected="at least one slit", found="none")
 
 
-def check_parameters(ds: xr.Dataset, clip: float, max_passes: int, bad_slits: str) -> None:
+def check_parameters(ds: xr.Dataset, max_passes: int, bad_slits: str) -> None:
     require_slits(ds)
     refuse_subtracted(ds)
     if "selected" not in ds:
@@ -65,8 +64,6 @@ def check_parameters(ds: xr.Dataset, clip: float, max_passes: int, bad_slits: st
             expected="variable selected",
             remedy="call select_background first",
         )
-    if not clip > 1:
-        raise ParameterError("unusable clipping limit", expected="more than 1 sigma", found=clip)
     if max_passes <= CHOOSE_PASS:
         raise ParameterError(
             "too few passes", expected=f"at least {CHOOSE_PASS + 1}", found=max_passes

@@ -28,6 +28,7 @@ from .models import BSpline
 from .moment_fit import fit_moments
 from .parts import join_parts, split_slits
 from .passes import robust_passes
+from .robust import Rule
 from .scales import Scales
 from .schema import validate
 from .select import centres_only
@@ -48,7 +49,8 @@ def fit_master(
     drift: Drift | None = None,
     scales: Scales | None = DEFAULT_SCALES,
     profile: bool = True,
-    clip: float = 4.0,
+    weights: str = "clip",
+    clip: float | None = None,
     max_passes: int = 10,
     leave_out: str = "slit",
     max_groups: int = MOST_GROUPS,
@@ -61,7 +63,8 @@ def fit_master(
 
     Weights are 1 / variance with the photon noise of the *model*, not of the datum: STScI errors
     come from the pixel's own counts, and weights from those pull the sky low by several per cent.
-    Pixels are clipped about a running centre at `clip` times a running, scaled MAD.
+    The weights of pixels fall with their distance from a running centre, in units of a running,
+    scaled MAD (`weights`).
 
     Parameters
     ----------
@@ -84,8 +87,12 @@ def fit_master(
     profile
         Find the residual bar-shadow profile from sky slits. Without it, and in the seed's recipe,
         only shutter centres are used, unless windows were asked for.
+    weights
+        How the weights of pixels far off fall: ``"clip"``, to nothing about `clip`; ``"huber"``, as
+        1 / distance beyond `clip` (Huber 1964); ``"biweight"``, as
+        (1 - (distance / clip)^2)^2, after passes with Huber's (Beaton & Tukey 1974).
     clip
-        Clipping limit in units of the local scatter.
+        Limit in units of the local scatter; None: 3, 1.345 and 4.685.
     max_passes
         Upper limit of the robust passes.
     leave_out
@@ -138,16 +145,24 @@ def fit_master(
     """
     model = check_model(model)
     say = on_pass or (lambda text: None)
+    rule = Rule.of(weights, clip)
+    if model.log_data and rule.name != "clip":
+        raise ParameterError(
+            "the seed's recipe clips", where="weights", expected="'clip'", found=weights
+        )
     if drift is not None and not isinstance(model, BSpline):
         raise ParameterError(
             "only a spline can change with time", expected="BSpline(...)", found=model.name
         )
     if is_moments(ds):
-        _refuse_applied(scales=scales, profile=profile, clip=clip, max_passes=max_passes, grid=grid)
+        _refuse_applied(
+            scales=scales, profile=profile, weights=weights, clip=clip, max_passes=max_passes,
+            grid=grid,
+        )  # fmt: skip
         fit = partial(fit_moments, model=model, leave_out=leave_out, most=max_groups, drift=drift)
     else:
         validate(ds)
-        check_parameters(ds, clip, max_passes, bad_slits)
+        check_parameters(ds, max_passes, bad_slits)
         if model.log_data or not profile:
             ds = centres_only(ds)
         grid = span_grid(ds) if grid is None else grid
@@ -158,7 +173,7 @@ def fit_master(
             model=model,
             scales=scales,
             profile=profile,
-            clip=clip,
+            rule=rule,
             max_passes=max_passes,
             leave_out=leave_out,
             most=max_groups,
@@ -217,7 +232,14 @@ def _in_part(error: MbkgError, part: str) -> MbkgError:
     )
 
 
-_DEFAULTS = {"scales": DEFAULT_SCALES, "profile": True, "clip": 4.0, "max_passes": 10, "grid": None}
+_DEFAULTS = {
+    "scales": DEFAULT_SCALES,
+    "profile": True,
+    "weights": "clip",
+    "clip": None,
+    "max_passes": 10,
+    "grid": None,
+}
 
 
 def _refuse_applied(**given: object) -> None:
@@ -240,7 +262,7 @@ def _fit_pixels(
     model: Model,
     scales: Scales | None,
     profile: bool,
-    clip: float,
+    rule: Rule,
     max_passes: int,
     leave_out: str,
     most: int,
@@ -258,7 +280,7 @@ def _fit_pixels(
         model,
         scales=scales,
         profile=profile,
-        clip=clip,
+        rule=rule,
         max_passes=max_passes,
         bad_slits=bad_slits,
         memory=memory,
@@ -288,7 +310,8 @@ def _fit_pixels(
             "model": model.name,
             "configuration": ds.attrs["configuration"],
             "units": units,
-            "clip": float(clip),
+            "weights": rule.name,
+            "clip": rule.limit,
             "clip_unit": float(done.state.unit),
             "left_out": leave_out,
             "rows": ds["selected"].attrs.get("rows", "as asked"),

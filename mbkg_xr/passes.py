@@ -13,14 +13,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .checks import CHOOSE_PASS, CONVERGED, FAR, NO_SKY, Model, check_slits, sky_level
+from .checks import CONVERGED, FAR, NO_SKY, Model, check_slits, sky_level
 from .columns import kept, packed
 from .differences import Differences, find_differences
 from .drift import Clock, Drift, without_trend
 from .errors import FitError
 from .models import BSpline, Drifted, Fitted, Problem, fit_drift, products, relative_change
 from .moments import PassState, PassSums, accumulate
-from .robust import BIN_PIXELS, next_state, scatter_of
+from .robust import BIN_PIXELS, CHOOSE_PASS, Rule, next_state, scatter_of
 from .scales import Scales
 from .spans import SpanGrid
 from .start import start
@@ -77,7 +77,7 @@ def robust_passes(
     *,
     scales: Scales | None,
     profile: bool,
-    clip: float,
+    rule: Rule,
     max_passes: int,
     bad_slits: str,
     memory: int,
@@ -104,7 +104,7 @@ def robust_passes(
         # Errors so far from the scatter that the histogram of z cannot hold it.
         state = replace(state, unit=state.unit * float(np.clip(factor, 0.05, 20)))
         sums = accumulate(sky, grid, state, groups, n_groups, differ.terms)
-    state = next_state(state, sums, clip, state.model)
+    state = next_state(state, sums, rule, state.model)
 
     differs = (scales is not None or profile) and not model.log_data
     settled = max(_DIFFER_PASSES) if differs else CHOOSE_PASS
@@ -120,7 +120,9 @@ def robust_passes(
         problem = Problem(grid, sums.moments, sums.count, scale)
         if not sums.count.any():
             raise FitError(
-                "no pixel left after clipping", found=f"clip={clip}", remedy="clip less hard"
+                "no pixel left after clipping",
+                found=f"clip={rule.limit:g}",
+                remedy="clip less hard",
             )
         if number == CHOOSE_PASS:
             current = model
@@ -137,7 +139,7 @@ def robust_passes(
         # What is found after the last pass would belong to no moments.
         if number == max_passes or (number > settled and history[-1]["change"] < CONVERGED):
             break
-        state = next_state(state, sums, clip, fitted.expected)
+        state = next_state(state, sums, rule, fitted.expected, number)
         if drifted is not None:
             differ = replace(differ, terms=_changing(differ.terms, drifted, time))
         # Slits cannot differ by fractions of a sky that is not there.

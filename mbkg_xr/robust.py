@@ -5,25 +5,68 @@ Everything here works on the histograms and sums of `mbkg_xr.moments.PassSums`, 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import ParameterError
 from .histograms import histogram_quantiles
-from .moments import HISTOGRAM_EDGES, PassState, PassSums
+from .moments import BIWEIGHT, HISTOGRAM_EDGES, HUBER, TAPERED, PassState, PassSums
 from .terms import BIN_SPANS
 
-__all__ = ["BIN_PIXELS", "next_state", "scatter_of"]
+__all__ = ["BIN_PIXELS", "CHOOSE_PASS", "RULES", "Rule", "next_state", "scatter_of"]
 
 Array = NDArray[np.float64]
 
+#: Usual limits: of a clip; of 95 % efficiency for normal noise (Huber 1981; Beaton & Tukey 1974).
+RULES = {"clip": (3.0, TAPERED), "huber": (1.345, HUBER), "biweight": (4.685, BIWEIGHT)}
+#: The model is chosen among all candidates in this pass, then kept.
+CHOOSE_PASS = 4
 #: A running centre from fewer pixels than this is noise.
 BIN_PIXELS = 200
 
 
-def next_state(state: PassState, sums: PassSums, clip: float, model: Array) -> PassState:
-    """Noise, running centre and running width for the next pass."""
+@dataclass(frozen=True)
+class Rule:
+    """How the weight of a pixel falls with its distance from the running centre.
+
+    Attributes
+    ----------
+    name
+        A key of `RULES`.
+    limit
+        In units of the local scatter.
+    """
+
+    name: str = "clip"
+    limit: float = 3.0
+
+    @classmethod
+    def of(cls, name: str, limit: float | None) -> Rule:
+        """The rule of a name, with the limit that is usual where none is given."""
+        if name not in RULES:
+            raise ParameterError("unknown weights", expected=" ".join(RULES), found=name)
+        limit = RULES[name][0] if limit is None else float(limit)
+        if not limit > 1:
+            raise ParameterError(
+                "unusable clipping limit", expected="more than 1 sigma", found=limit
+            )
+        return cls(name, limit)
+
+    def at(self, number: int) -> tuple[int, float]:
+        """Kind of weight, and limit, after pass `number`: a biweight begins with Huber's (1964),
+        whose loss has a single minimum.
+        """
+        if self.name == "biweight" and number + 1 < CHOOSE_PASS:
+            return HUBER, RULES["huber"][0]
+        return RULES[self.name][1], self.limit
+
+
+def next_state(
+    state: PassState, sums: PassSums, rule: Rule, model: Array, number: int = 0
+) -> PassState:
+    """Noise, running centre and running width for the pass after pass `number`."""
     n = state.model.shape[0]
     middle = (np.arange(sums.histogram.shape[0]) + 0.5) * BIN_SPANS
     spans = np.arange(n) + 0.5
@@ -36,7 +79,10 @@ def next_state(state: PassState, sums: PassSums, clip: float, model: Array) -> P
     width = np.interp(spans, middle[filled], np.maximum(width, 0.1))
     model = np.where(np.isfinite(model), model, state.model)
     gain, floor = _noise(sums, n)
-    return replace(state, model=model, gain=gain, floor=floor, centre=centre, cut=clip * width)
+    kind, limit = rule.at(number)
+    return replace(
+        state, model=model, gain=gain, floor=floor, centre=centre, cut=limit * width, rule=kind
+    )
 
 
 def _merged(histogram: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -143,8 +143,9 @@ def _look_block(
                 if not (at_source or past) and rest * rest > _CLIP * _CLIP * (
                     variance + (_ALLOWED * mean) ** 2
                 ):
-                    # Where the profile is not known yet, a bar is no outlier.
-                    if abs(r - z) <= reach:
+                    # Where the profile is not known yet, a bar is no outlier. Once it is, what is
+                    # let off here and not at the centres would be taken for light.
+                    if abs(r - z) <= reach or known_kind[s] >= 0:
                         continue
                     if abs(rest) > _CLIP * np.sqrt(variance) + 0.5 * mean:
                         continue

@@ -94,10 +94,19 @@ def plain_pixels(ds: xr.Dataset, master: xr.Dataset) -> Pixels:
     away = (flux - expected) / np.sqrt(variance) / master.attrs["clip_unit"]
     used &= share > 0.01
     beyond = np.abs(away - master.clip_centre.values[n]) / master.clip_cut.values[n]
-    trust = np.clip((1.125 - beyond) / 0.25, 0, 1)
+    trust = trust_of(master.attrs["weights"], beyond)
     used &= trust > 0
     y, w = (flux - other) / share, trust * share**2 / variance
     return Pixels(slit[used], n[used], t[used], y[used], w[used], selected)
+
+
+def trust_of(rule: str, beyond: np.ndarray) -> np.ndarray:
+    """What is left of a pixel's weight so far from the centre, in units of the limit."""
+    if rule == "huber":
+        return np.minimum(1, 1 / np.maximum(beyond, 1e-9))
+    if rule == "biweight":
+        return np.where(beyond <= 1, (1 - beyond**2) ** 2, 0.0)
+    return np.clip((1.125 - beyond) / 0.25, 0, 1)
 
 
 def plain_design(edges: np.ndarray, knots: np.ndarray, pixels: Pixels) -> np.ndarray:

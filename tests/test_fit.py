@@ -133,6 +133,39 @@ def test_clipping_is_not_blind_to_wavelength(faint):
         assert np.mean(np.abs(z[here]) > 3 * master.attrs["scatter"]) < 0.01
 
 
+@pytest.mark.parametrize("weights", ["clip", "huber", "biweight"])
+def test_outliers_that_are_all_too_bright(weights):
+    """One pixel in thirty, 6 sigma and more: least squares is 3 % high, and rules that let go of
+    what lies far off are not.
+    """
+    ds = mx.simulate_program(
+        exposures=2, slits=10, background_slits=10, seed=2, signal_to_noise=8, **CLEAN
+    ).compute()
+    rng = np.random.default_rng(0)
+    hit = rng.random(ds.flux.shape) < 1 / 30
+    noise = np.sqrt(ds.var_rnoise.values + ds.var_poisson.values)
+    far = (6 + rng.exponential(4, ds.flux.shape)) * noise
+    ds = ds.assign(flux=ds.flux.copy(data=np.where(hit, ds.flux + far, ds.flux).astype("f4")))
+    ds = mx.select_background(ds, median_window=None)
+    model = mx.BSpline(spacing=6, penalty=1e-3)
+    master = mx.fit_master(ds, model=model, weights=weights)
+    ratio, _, _ = relative(ds, master)
+    assert abs(ratio.mean()) < (0.02 if weights == "huber" else 0.005)
+    assert (master.attrs["weights"], master.attrs["converged"]) == (weights, 1)
+    # Moments are weighted in the same way.
+    again = mx.fit_master(mx.moments(ds, master), model=model)
+    np.testing.assert_allclose(again.polynomial, master.polynomial, rtol=1e-6)
+
+
+def test_unknown_weights(faint):
+    with pytest.raises(mx.MbkgError, match="expected clip huber biweight; found tukey"):
+        mx.fit_master(faint, weights="tukey")
+    with pytest.raises(mx.MbkgError, match="seed's recipe clips"):
+        mx.fit_master(faint, weights="huber", model=mx.LogPolynomial(method="seed"))
+    with pytest.raises(mx.MbkgError, match="unusable clipping limit"):
+        mx.fit_master(faint, clip=0.5)
+
+
 def test_same_master_for_any_chunks_order_and_scheduler(program):
     whole = mx.select_background(program.compute())
     expected = mx.fit_master(whole)

@@ -4,12 +4,16 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from plain_moments import trust_of
 
 import mbkg_xr as mx
 from mbkg_xr.moments import (
     BIN_SPANS,
+    BIWEIGHT,
     HISTOGRAM_EDGES,
+    HUBER,
     N_MOMENTS,
+    TAPERED,
     PassState,
     accumulate,
 )
@@ -17,7 +21,7 @@ from mbkg_xr.spans import SpanGrid, dispersion, span_grid
 from mbkg_xr.start import median_start
 
 
-def _state(grid, *, log=False, gain=2e-3, cut=3.0):
+def _state(grid, *, log=False, gain=2e-3, cut=3.0, rule=TAPERED):
     rng = np.random.default_rng(0)
     n = grid.size
     model = np.zeros((n, 4))
@@ -31,6 +35,7 @@ def _state(grid, *, log=False, gain=2e-3, cut=3.0):
         cut=np.full(n, cut),
         usual=np.full(n, 0.05),
         log=log,
+        rule=rule,
     )
 
 
@@ -54,7 +59,8 @@ def _plain(ds, grid, state, groups, n_groups):
     place = np.clip(np.floor((z + 20) / 0.02).astype(int), -1, HISTOGRAM_EDGES.size - 1) + 1
     np.add.at(histogram, (n[ok] // BIN_SPANS, place[ok]), 1)
     beyond = np.abs(z - state.centre[n]) / state.cut[n]
-    trust = np.where(beyond <= 1, 1.0, 0.0) if state.log else np.clip((1.125 - beyond) / 0.25, 0, 1)
+    name = {TAPERED: "clip", HUBER: "huber", BIWEIGHT: "biweight"}[state.rule]
+    trust = np.where(beyond <= 1, 1.0, 0.0) if state.log else trust_of(name, beyond)
     used = ok & (trust > 0)
     if state.log:
         used &= flux > 0
@@ -69,12 +75,14 @@ def _plain(ds, grid, state, groups, n_groups):
     return moments, histogram, np.bincount(slit[used], minlength=ds.sizes["slit"])
 
 
-@pytest.mark.parametrize("log", [False, True])
-def test_against_plain_numpy(selected, log):
+@pytest.mark.parametrize(
+    ("log", "rule"), [(False, TAPERED), (True, TAPERED), (False, HUBER), (False, BIWEIGHT)]
+)
+def test_against_plain_numpy(selected, log, rule):
     ds = selected.compute()
     grid = span_grid(ds)
     groups = np.arange(ds.sizes["slit"]) % 5
-    state = _state(grid, log=log)
+    state = _state(grid, log=log, rule=rule)
     sums = accumulate(ds, grid, state, groups, 5)
     moments, histogram, used = _plain(ds, grid, state, groups, 5)
     np.testing.assert_allclose(sums.moments, moments, rtol=1e-12, atol=1e-12 * moments.max())

@@ -1,12 +1,13 @@
 """How exact the master is, and how honest about it: figures against what they must reach.
 
     python benchmarks/accuracy [--seeds 4] [--full] [--only WORD] [--markdown] [--real DIR]
-    python benchmarks/accuracy --methods [--seeds 4] [--markdown]
+    python benchmarks/accuracy --methods | --weights [--seeds 4] [--markdown]
 
 Programmes with known truth are simulated, fitted and held to it; the three real slitlets, where
 they are at hand, are held out nod by nod. Prints a table, one row a figure, and one JSON line.
 `--full` adds the large programmes; `--methods` prints, instead, the same figures of the toolkit, of
-the method it began with, of a plain scipy spline and of nodding; `--markdown` prints Markdown.
+the method it began with, of a plain scipy spline and of nodding; `--weights` what ways to weigh
+outliers down come to; `--markdown` prints Markdown.
 
 To add a figure write a function that takes the options and gives a number, put `@figure` on it, and
 import its module here.
@@ -28,6 +29,7 @@ import methods
 import real
 import science
 import slits
+import weights
 from figures import FIGURES, NotAvailableError
 from rich.console import Console
 from rich.table import Table
@@ -43,12 +45,18 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the large programmes too")
     parser.add_argument("--only", default="", help="figures whose name contains this")
     parser.add_argument("--methods", action="store_true", help="four methods side by side")
+    parser.add_argument("--weights", action="store_true", help="rules for outliers side by side")
     parser.add_argument("--markdown", action="store_true", help="print tables as Markdown")
     parser.add_argument("--real", default=str(REAL), help="directory of real slitlets")
     options = parser.parse_args()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        row = by_method(options) if options.methods else against_goals(options)
+        if options.methods:
+            row = side_by_side(methods.measure(options), "% of the sky", options)
+        elif options.weights:
+            row = side_by_side(weights.measure(options), "outliers", options)
+        else:
+            row = against_goals(options)
     print(json.dumps({"seeds": options.seeds, **row}))
 
 
@@ -78,11 +86,12 @@ def against_goals(options: argparse.Namespace) -> dict[str, float | str]:
     return row
 
 
-def by_method(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    found = methods.measure(options)
+def side_by_side(
+    found: dict[str, dict[str, float]], heading: str, options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
     names = list(next(iter(found.values())))
     rows = [[name, *(f"{of[name]:.2f}" for of in found.values())] for name in names]
-    show(["% of the sky", *found], rows, markdown=options.markdown)
+    show([heading, *found], rows, markdown=options.markdown)
     return {k: {n: round(v, 4) for n, v in of.items()} for k, of in found.items()}
 
 

@@ -172,7 +172,8 @@ def cloud_pixels(part: xr.Dataset, master: xr.Dataset) -> CloudPixels:
     # Pixels past the fitted range have no master to be far from.
     known = np.isfinite(shown) & ~np.isnan(z)
     # Past this weights are zero.
-    limit = (1 + TAPER) * master.attrs["clip"] * float(master["pass_scatter"].values[-1])
+    reach = {"huber": np.inf, "biweight": 1.0}.get(str(master.attrs.get("weights")), 1 + TAPER)
+    limit = reach * master.attrs["clip"] * float(master["pass_scatter"].values[-1])
     clipped = np.abs(z) > limit
     if master.attrs["model"] == "seed":
         clipped |= shown <= 0  # has no logarithm
