@@ -12,7 +12,7 @@ Examples
 
 from .accessor import MbkgAccessor
 from .bad_pixels import find_bad_pixels, flag_pixels
-from .contaminants import find_contaminants, without_contaminants
+from .contaminants import find_contaminants
 from .describe import describe
 from .drift import Drift, master_at
 from .errors import MbkgError
@@ -23,6 +23,7 @@ from .info import info
 from .io import NipsLayout, open_program, read_template, save
 from .io.ingest import ingest
 from .io.write import write_fits
+from .leave_out import without_contaminants
 from .master import evaluate, sample_master
 from .memory import predict_memory
 from .models import BSpline, LogPolynomial, Template

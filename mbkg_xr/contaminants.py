@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from .blas import serial_blas
-from .blocks import map_slits, reduce_blocks
-from .errors import DatasetError, ParameterError
+from .blocks import reduce_blocks
+from .errors import ParameterError
 from .excess import N_PARTS, N_SUMS, sum_excess
 from .master import master_grid
-from .moments import REFERENCE_TIME
+from .moments import time_factors
 from .parts import has_parts, master_part, part_index
 from .quality import DEFAULT_EXCLUDE, flag_mask
-from .schema import PIXEL_DIMS, SLIT_IDENTITY, occupied_shutters
+from .schema import SLIT_IDENTITY
 from .shutters import open_shutters, sky_shutters
 from .slit_terms import ranks_in
 from .subtract import subtract
 from .terms import FIRST_SHUTTER, N_SHUTTERS
 
-__all__ = ["find_contaminants", "without_contaminants"]
+__all__ = ["find_contaminants"]
 
 Array = NDArray[np.float64]
 
@@ -141,88 +141,6 @@ def find_contaminants(ds: xr.Dataset, master: xr.Dataset, *, limit: float = 3.0)
 
 
 @serial_blas
-def without_contaminants(
-    ds: xr.Dataset, table: pd.DataFrame, *, whole_slits: bool = False
-) -> xr.Dataset:
-    """Take the shutters that `find_contaminants` found for no sky. Lazy.
-
-    Parameters
-    ----------
-    ds
-        A slit dataset.
-    table
-        From `find_contaminants`, or rows of it: those whose ``verdict`` is ``contaminated`` count,
-        or all where there is no such column.
-    whole_slits
-        Take no shutter of such a slit for sky.
-
-    Returns
-    -------
-    xarray.Dataset
-        With the shutters added to coordinate ``occupied``, and their pixels taken from
-        ``selected`` where there is one. ``attrs["contaminants_left_out"]`` names them.
-
-    Raises
-    ------
-    DatasetError
-        Where the table has no row of such a name, or names slits the dataset does not hold.
-
-    Examples
-    --------
-    >>> import mbkg_xr as mx
-    >>> ds = mx.select_background(mx.simulate_program(exposures=2, slits=6, background_slits=3))
-    >>> table = mx.find_contaminants(ds, mx.fit_master(ds))
-    >>> clean = mx.without_contaminants(ds, table[:1].assign(verdict="contaminated"))
-    >>> len(clean.attrs["contaminants_left_out"])
-    1
-    """
-    missing = [c for c in (*SLIT_IDENTITY, "shutter") if c not in table]
-    if missing:
-        raise DatasetError(
-            "not a table of shutters",
-            expected=" ".join((*SLIT_IDENTITY, "shutter")),
-            found=" ".join(map(str, table.columns)),
-            remedy="give the table of find_contaminants",
-        )
-    if "verdict" in table:
-        table = table[table["verdict"] == "contaminated"]
-    keys = zip(*(ds[c].values.tolist() for c in SLIT_IDENTITY), strict=True)
-    rank = {key: i for i, key in enumerate(keys)}
-    text = [str(t) for t in ds["occupied"].values] if "occupied" in ds else [""] * ds.sizes["slit"]
-    opened = open_shutters(ds["n_shutters"].values)
-    names = []
-    for row in table[[*SLIT_IDENTITY, "shutter"]].itertuples(index=False):
-        index = rank.get(tuple(row[:3]))
-        if index is None:
-            raise DatasetError(
-                "the table names a slit the dataset does not hold",
-                where=" ".join(map(str, row[:3])),
-                expected="slits of this dataset",
-                found=f"{len(table)} rows",
-            )
-        shutters = [int(row[3])]
-        if whole_slits:
-            shutters = (FIRST_SHUTTER + np.flatnonzero(opened[index])).tolist()
-        known = text[index].split()
-        text[index] = " ".join(known + [str(s) for s in shutters if str(s) not in known])
-        names.append(" ".join(map(str, row)))
-    out = ds.assign_coords(occupied=("slit", np.array(text, dtype=str)))
-    if "selected" in ds:
-        selected = map_slits(
-            _clear_of, ds["flux"], ds["selected"].data, ds["yrel"].data, occupied_shutters(out),
-            dtype=np.bool_,
-        )  # fmt: skip
-        out["selected"] = (PIXEL_DIMS, selected, ds["selected"].attrs)
-    return out.assign_attrs(contaminants_left_out=names)
-
-
-def _clear_of(selected: NDArray, yrel: NDArray, occupied: NDArray) -> NDArray:
-    near = np.zeros(selected.shape, dtype=np.bool_)
-    for k in range(occupied.shape[-1]):
-        near |= np.abs(yrel - occupied[..., k : k + 1]) <= 0.5
-    return selected & ~near
-
-
 # ------------------------------------------------------------------------------------------------
 
 
@@ -232,8 +150,7 @@ def _sums(held: xr.Dataset, master: xr.Dataset) -> Array:
     names = ["flux", "error", "background", "background_error", "quality", "wavelength", "yrel"]
     names += ["var_rnoise"] if "var_rnoise" in held else []
     bits = flag_mask(held["quality"], DEFAULT_EXCLUDE, missing="ignore")
-    time = held["exposure_time"].values
-    factor = np.where(time > 0, REFERENCE_TIME / np.where(time > 0, time, 1.0), 1.0)
+    factor = time_factors(held)
     opened = open_shutters(held["n_shutters"].values)
     covered = np.flatnonzero(master["constrained"].values)
     phase = (2 * np.arange(grid.size) - covered[0] - covered[-1]) / max(np.ptp(covered), 1)
@@ -270,18 +187,22 @@ def _levels(sums: Array) -> tuple[Array, Array, Array]:
 
 def _spilt(held: xr.Dataset, level: Array, master: xr.Dataset) -> tuple[Array, Array]:
     """``(slit, shutter)``: what the slit's own source is expected to spill, and the doubt of it."""
-    source = np.where(held["is_background"].values, np.nan, held["source_shutter"].values)
-    away = np.abs(FIRST_SHUTTER + np.arange(N_SHUTTERS) - source[:, None])
+    away = np.abs(_from_source(held))
     light = np.where(away <= 0.5, np.maximum(level, 0), 0.0).sum(axis=1, keepdims=True)
     share = np.where(away <= 1.5, 1.0, 0.1) * ~np.isnan(away)
     mean, scatter = master.attrs.get("leak", (0.0, 0.0))
     return mean * share * light, (mean + scatter) * share * light
 
 
+def _from_source(held: xr.Dataset) -> NDArray:
+    """``(slit, shutter)``: pitches from the slit's own source; NaN in sky slits."""
+    source = np.where(held["is_background"].values, np.nan, held["source_shutter"].values)
+    return (FIRST_SHUTTER + np.arange(N_SHUTTERS)) - source[:, None]
+
+
 def _falls_from_source(held: xr.Dataset, level: Array, error: Array) -> NDArray[np.bool_]:
     """``(slit, shutter)``: beside the source, and brightest at the edge next to it."""
-    source = np.where(held["is_background"].values, np.nan, held["source_shutter"].values)
-    away = FIRST_SHUTTER + np.arange(N_SHUTTERS) - np.rint(source)[:, None]
+    away = np.rint(_from_source(held))
     parts, noise = level[..., 1 : 1 + N_PARTS], error[..., 1 : 1 + N_PARTS]
     # The source of a shutter one pitch up lies below it, and lights its first fifth.
     parts = np.where(away[..., None] > 0, parts, parts[..., ::-1])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .blocks import reduce_blocks
 from .kernels import kernel
-from .moments import REFERENCE_TIME, PassState
+from .moments import PassState, time_factors
 from .profile_sums import FADES, N_NODES, PROFILE_FIRST, PROFILE_STEP, SPILT, ProfileSums
 from .schema import CENTRE, OPEN, occupied_shutters
 from .spans import SpanGrid, find_span
@@ -208,8 +208,7 @@ def look(
     -------
     ShutterSums
     """
-    time = ds["exposure_time"].values
-    factor = np.where(time > 0, REFERENCE_TIME / np.where(time > 0, time, 1.0), 1.0)
+    factor = time_factors(ds)
     has_var = "var_rnoise" in ds and "var_poisson" in ds
     names = ["flux", "error", "quality", "wavelength", "yrel"]
     names += ["var_rnoise", "var_poisson"] if has_var else []

@@ -15,7 +15,7 @@ from mbkg_xr.cli import main
 from mbkg_xr.models import Problem
 from mbkg_xr.models.basis import PIXEL_MEAN, dense
 from mbkg_xr.models.bspline import spline_basis
-from mbkg_xr.models.template import product_basis
+from mbkg_xr.models.cubics import product_basis
 from mbkg_xr.models.thermal import mixed_ratio
 from mbkg_xr.simulate import CLEAN
 from mbkg_xr.simulate.sky import as_sky, sky_mean, sky_spectrum

@@ -39,9 +39,9 @@ from .basis import (
     scores_of,
 )
 from .bspline import BSpline
+from .cubics import product_basis
 from .factor import low_rank
 from .penalised import PenalisedSystem
-from .template import product_basis
 
 __all__ = ["DriftSystem", "Drifted", "fit_drift", "pairs", "products", "relative_change"]
 

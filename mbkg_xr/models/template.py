@@ -12,20 +12,19 @@ from scipy.interpolate import CubicSpline
 from ..errors import FitError, ParameterError
 from ..parts import require_one_sky
 from ..spans import SpanGrid
-from .basis import ERROR_NODES, PIXEL_MEAN, Basis, Fitted, Problem, no_solution, too_few_pixels
+from .basis import ERROR_NODES, PIXEL_MEAN, Fitted, Problem, no_solution, too_few_pixels
 from .bspline import FINE, BSpline, spline_basis
+from .cubics import at_edges, between_edges, product_basis, times_ratio
 from .factor import low_rank
 from .penalised import Candidate, OnOffer, PenalisedSystem, best_of, check_choice
 from .thermal import mixed_ratio
 
-__all__ = ["Template", "product_basis"]
+__all__ = ["Template"]
 
 Array = NDArray[np.float64]
 
 # Fewer than for a sky (see `PenalisedSystem`): where two skies differ, they differ in few lines.
 _PRIOR = 0.2
-# Cubic with given values and slopes at t = 0 and 1: rows are powers, columns v0, v1, d0, d1.
-_HERMITE = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [-3, 3, -2, -1], [2, -2, 1, 1.0]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +65,6 @@ class Template(OnOffer):
     -----
     The errors of a master that serves as template are part of ``sky_error`` (in full,
     although the ratio takes up their smooth part), but not of ``covariance``.
-
-    On each span the product of two cubics is replaced by the cubic of the same values and slopes at
-    both ends, which is smooth across spans and errs by at most 1/384 of the product's fourth
-    derivative by t: less than 1e-4 of the sky for the features that a disperser resolves.
 
     Examples
     --------
@@ -167,7 +162,7 @@ class Template(OnOffer):
         mixed = np.zeros(problem.grid.size)
         if self.mix:
             ratio, mixed = mixed_ratio(known, part)
-            known = _times_ratio(known, ratio)
+            known = times_ratio(known, ratio)
         out = self.candidates(part, known)
         if self.against is not None:
             if part is not problem:
@@ -222,13 +217,14 @@ class Template(OnOffer):
             polynomial[~self.spectrum["constrained"].values] = np.nan
             if np.array_equal(edges, grid.edges):
                 return polynomial
-            value, slope = _at_edges(polynomial, SpanGrid(edges), grid)
+            value, slope = at_edges(polynomial, SpanGrid(edges), grid)
         else:
             wavelength, flux = self.spectrum
             spline = CubicSpline(wavelength, flux, extrapolate=False)
             value, slope = spline(grid.edges), spline(grid.edges, 1)
-        ends = [value[:-1], value[1:], slope[:-1] * grid.widths, slope[1:] * grid.widths]
-        out = np.stack(ends, axis=-1) @ _HERMITE.T
+        out = between_edges(
+            value[:-1], value[1:], slope[:-1] * grid.widths, slope[1:] * grid.widths
+        )
         if self.mean and not isinstance(self.spectrum, xr.Dataset):
             out = out @ np.linalg.inv(PIXEL_MEAN).T
         return out
@@ -286,16 +282,6 @@ def _told_apart(candidate: Candidate, *, templated: bool) -> Candidate:
     return candidate
 
 
-def _at_edges(polynomial: Array, theirs: SpanGrid, grid: SpanGrid) -> tuple[Array, Array]:
-    """Value and slope of span polynomials at the edges of another grid, NaN outside."""
-    u = theirs.pixel_coordinate(grid.edges)
-    n = np.clip(np.nan_to_num(u).astype(int), 0, theirs.size - 1)
-    t = u - n
-    c = polynomial[n]
-    value = ((c[:, 3] * t + c[:, 2]) * t + c[:, 1]) * t + c[:, 0]
-    return value, ((3 * c[:, 3] * t + 2 * c[:, 2]) * t + c[:, 1]) / theirs.widths[n]
-
-
 def _check_positive(known: Array, grid: SpanGrid, problem: Problem) -> None:
     used = problem.count.any(axis=0)
     low = used & ~(known @ (1 / np.arange(1, 5)) > 0)
@@ -308,44 +294,3 @@ def _check_positive(known: Array, grid: SpanGrid, problem: Problem) -> None:
             found="zero or less",
             remedy="smooth the template, or cut it to where it is above zero",
         )
-
-
-def _times_ratio(known: Array, ratio: Array) -> Array:
-    """Span polynomials times a smooth function given at the middle of each span, cubic again."""
-    inside = np.isfinite(known[:, 0])
-    middle = np.arange(ratio.size) + 0.5
-    smooth = CubicSpline(middle, ratio)
-    edges = np.arange(ratio.size + 1.0)
-    r, dr = smooth(edges), smooth(edges, 1)
-    low, high = known[:, 0], known.sum(axis=1)
-    slope = known[:, 1], known @ np.arange(4)
-    ends = [
-        low * r[:-1],
-        high * r[1:],
-        slope[0] * r[:-1] + low * dr[:-1],
-        slope[1] * r[1:] + high * dr[1:],
-    ]
-    out = np.stack(ends, axis=-1) @ _HERMITE.T
-    return np.where(inside[:, None], out, np.nan)
-
-
-def product_basis(known: Array, ratio: Basis) -> Basis:
-    """Template times each function of the ratio, cubic on each span (see `Template`)."""
-    # The ratio's basis reaches one span past the data, where the template may have ended: there
-    # its last cubic goes on.
-    finite = np.flatnonzero(np.isfinite(known[:, 0]))
-    spans = ratio.spans
-    nearest = np.clip(spans, finite[0], finite[-1])
-    t = (spans - nearest)[:, None] + np.array([0.0, 1.0])
-    c = known[nearest]
-    value = ((c[:, 3:] * t + c[:, 2:3]) * t + c[:, 1:2]) * t + c[:, :1]
-    slope = (3 * c[:, 3:] * t + 2 * c[:, 2:3]) * t + c[:, 1:2]
-    powers = np.vander([0.0, 1.0], 4, increasing=True)
-    slopes = np.array([[0, 1, 0, 0], [0, 1, 2, 3.0]])
-    r = np.einsum("em,smw->sew", powers, ratio.coef)
-    dr = np.einsum("em,smw->sew", slopes, ratio.coef)
-    ends = np.concatenate(
-        [value[..., None] * r, slope[..., None] * r + value[..., None] * dr], axis=1
-    )
-    coef = np.einsum("pe,sew->spw", _HERMITE, ends)
-    return Basis(spans, ratio.first, np.ascontiguousarray(coef), ratio.size)
