@@ -160,8 +160,9 @@ def _accumulate_block(
         n_seen = n_kept = 0
         m0 = m1 = m2 = m3 = m4 = m5 = m6 = r0 = r1 = r2 = r3 = q = 0.0
         s0 = s1 = s2 = s3 = s4 = s5 = 0.0
-        for i in range(flux.shape[1]):
-            for j in range(flux.shape[2]):
+        # Column by column: the rows of a column lie in one span, or in two.
+        for j in range(flux.shape[2]):
+            for i in range(flux.shape[1]):
                 if not selected[s, i, j]:
                     continue
                 x = np.float64(wavelength[s, i, j])
