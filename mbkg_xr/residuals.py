@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .background import ratio_pixels
 from .blocks import map_slits, reduce_blocks
 from .errors import DatasetError
+from .model_errors import sky_errors
 from .partners import laid_on
 from .quality import do_not_use
 from .schema import (
@@ -33,7 +34,7 @@ __all__ = ["STATISTICS", "compare", "residuals", "sky_centres", "summarize_sky"]
 _STACK_PIXELS = 2  # detector pixels in one wavelength bin of `stack`
 
 
-def residuals(ds: xr.Dataset) -> xr.Dataset:
+def residuals(ds: xr.Dataset, *, master: xr.Dataset | None = None) -> xr.Dataset:
     """Add the normalised residual ``flux / error`` of every pixel. Lazy.
 
     Parameters
@@ -41,6 +42,10 @@ def residuals(ds: xr.Dataset) -> xr.Dataset:
     ds
         From `subtract` or `subtract_nods`, or of products whose background others subtracted, as
         coordinate ``subtracted`` tells.
+    master
+        None: errors are those of the dataset, which follow each pixel's own counts, so that sums of
+        residuals come out low. A master: those of sky by it (`sky_errors`), for the statistics of
+        sky; pixels of a source come out too far off.
 
     Returns
     -------
@@ -69,8 +74,11 @@ def residuals(ds: xr.Dataset) -> xr.Dataset:
             found=" ".join(map(str, ds.data_vars)),
             remedy="where headers are silent, name what subtracted them in coordinate `subtracted`",
         )
-    values = map_slits(_ratio, ds["flux"], ds["flux"].data, ds["error"].data, dtype=np.float32)
+    error = ds["error"] if master is None else sky_errors(ds, master)
+    values = map_slits(_ratio, ds["flux"], ds["flux"].data, error.data, dtype=np.float32)
     attrs = {"long_name": "normalised residual", "units": "1"}
+    if master is not None:
+        attrs["errors"] = "of sky by the master"
     return ds.assign(residual=(PIXEL_DIMS, values, attrs))
 
 

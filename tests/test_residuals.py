@@ -134,3 +134,52 @@ def test_other_slits_cannot_be_compared(both):
         mx.compare(result, nods.isel(slit=[0, 1]))
     with pytest.raises(mx.MbkgError, match="different slits"):
         mx.compare(result, nods.isel(slit=[1, 0, 2]))
+
+
+def test_errors_of_sky_by_the_master(program):
+    """Read noise and the photons of the background, whatever the pixel's own counts."""
+    ds = mx.select_background(program.compute())
+    both = mx.fit_master(ds, by="nod", model=mx.BSpline(spacing=12), profile=False)
+    grid = span_grid(ds)
+    for master in (both, mx.master_part(both, both.part.values[0])):
+        sub = mx.subtract(ds, both)
+        if "part" not in master.dims:
+            sub = mx.subtract(ds, master)
+        found = mx.residuals(sub, master=master)
+        lazy = mx.residuals(sub.chunk(slit=3), master=master)
+        np.testing.assert_allclose(lazy.residual, found.residual, rtol=1e-5)
+        for s in (0, ds.sizes["slit"] - 1):
+            one = sub.isel(slit=s)
+            own = master
+            if "part" in master.dims:
+                own = mx.master_part(both, one.nod.item())
+            u = np.nan_to_num(grid.pixel_coordinate(one.wavelength.values)).astype(int)
+            gain = own.photon_gain.values[np.clip(u, 0, grid.size - 1)]
+            light = np.maximum(one.background.values, 0) * 1000 / one.exposure_time.item()
+            variance = (one.var_rnoise.values + gain * light) * own.attrs["scatter"] ** 2
+            plain = one.flux.values / np.sqrt(variance + one.background_error.values**2)
+            good = np.isfinite(one.flux.values) & (one.error.values > 0)
+            good &= one.var_rnoise.values > 0
+            z = found.residual.values[s]
+            np.testing.assert_allclose(z[good], plain[good], rtol=1e-4)
+            assert np.isnan(z[~np.isfinite(one.flux.values)]).all()
+
+
+def test_residuals_over_given_errors_are_low(faint):
+    """Of the truth, too: a pixel that came out low has a small error. Not by the master's."""
+    master = mx.fit_master(faint, model=mx.BSpline(spacing=6, penalty=1e-3))
+    left = (faint.flux - faint.true_background).values
+    sub = mx.subtract(faint, master)
+    sub = sub.assign(flux=sub.flux.copy(data=left.astype("f4")))
+    given, of_sky = mx.residuals(sub), mx.residuals(sub, master=master)
+    use = mx.sky_centres(given).values & ~faint.outlier.values
+    assert given.residual.values[use].mean() < -0.1
+    assert abs(of_sky.residual.values[use].mean()) < 0.01
+    stack = mx.compare(given)["stack"].iloc[0], mx.compare(of_sky)["stack"].iloc[0]
+    assert stack[0] > 1.3 and 0.9 < stack[1] < 1.1
+
+
+def test_errors_of_sky_need_the_noise(selected, master):
+    sub = mx.subtract(selected, master)
+    with pytest.raises(mx.MbkgError, match=r"noise of the sky is not known.*no photon_gain"):
+        mx.residuals(sub, master=master.drop_vars("photon_gain"))

@@ -7,28 +7,18 @@ from functools import lru_cache
 
 import numpy as np
 import xarray as xr
+from bound import true_variance
 from figures import figure
 from programmes import programme
 
 import mbkg_xr as mx
 from mbkg_xr.simulate import CLEAN
-from mbkg_xr.spans import span_grid
 
 
-def _modelled(one: xr.Dataset, held: xr.Dataset, master: xr.Dataset) -> np.ndarray:
-    """Residuals in units of the model's error."""
-    grid = span_grid(one)
-    gain = np.interp(one["wavelength"].values, grid.centres, master["photon_gain"].values)
-    gain = gain * 1000 / one["exposure_time"].values[:, None, None]
-    variance = one["var_rnoise"].values + gain * np.maximum(held["background"].values, 0)
-    variance = variance * master.attrs["scatter"] ** 2 + held["background_error"].values ** 2
-    return held["flux"].values / np.sqrt(variance)
-
-
-def _stack_of_model(one: xr.Dataset, master: xr.Dataset) -> float:
-    held = mx.residuals(mx.subtract(one, master, heldout=True)).compute()
-    z = (held.residual.dims, _modelled(one, held, master))
-    return float(mx.compare(held.assign(residual=z))["stack"].iloc[0])
+def _stack(one: xr.Dataset, master: xr.Dataset, *, heldout: bool) -> float:
+    """In units of the model's error."""
+    left = mx.subtract(one, master, heldout=heldout)
+    return float(mx.compare(mx.residuals(left, master=master).compute())["stack"].iloc[0])
 
 
 @lru_cache(maxsize=16)
@@ -49,13 +39,19 @@ def held_out(seed: int, scattered: bool) -> dict[str, float]:
     master = mx.fit_master(ds.isel(slit=~out))
     one = ds.isel(slit=out)
     held = mx.residuals(mx.subtract(one, master)).compute()
-    modelled = _modelled(one, held, master)
-    perfect = (one["flux"] - one["true_background"]).values / one["error"].values
-    z = {"errors": held["residual"].values, "model": modelled, "truth": perfect}
-    return {
+    left = (one["flux"] - one["true_background"]).values
+    with np.errstate(divide="ignore", invalid="ignore"):
+        exact = left / np.sqrt(true_variance(one, 1.0))
+    z = {
+        "errors": held["residual"].values,
+        "truth": left / one["error"].values,
+        "exact": np.where(np.isfinite(held["residual"].values), exact, np.nan),
+    }
+    found = {
         name: float(mx.compare(held.assign(residual=(held.residual.dims, v)))["stack"].iloc[0])
         for name, v in z.items()
     }
+    return found | {"model": _stack(one, master, heldout=False)}
 
 
 def _mean_held_out(options: argparse.Namespace, scattered: bool, which: str) -> float:
@@ -72,9 +68,14 @@ def stack_errors(options):
     return _mean_held_out(options, False, "errors")
 
 
-@figure("   the same of the truth itself")
+@figure("   stack of the truth itself, errors as given")
 def stack_truth(options):
     return _mean_held_out(options, False, "truth")
+
+
+@figure("   stack of the truth itself, its very variance")
+def stack_exact(options):
+    return _mean_held_out(options, False, "exact")
 
 
 @figure("stack of held-out sky, 3 % scatter, 2 % colour, no scales")
@@ -93,7 +94,7 @@ def own_scales(seed: int) -> float:
     out = np.isin(ds["slitlet"].values, sky[seed % 3 :: 3])
     selected = ds["selected"].where(xr.DataArray(~out, dims="slit"), False)
     master = mx.fit_master(ds.assign(selected=selected), bad_slits="skip")
-    return _stack_of_model(ds.isel(slit=out), master)
+    return _stack(ds.isel(slit=out), master, heldout=True)
 
 
 @figure("stack of held-out sky, 3 % scatter, 2 % colour, own scales", high=1.25)
