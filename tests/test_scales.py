@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from numpy.polynomial import legendre
 
 import mbkg_xr as mx
 from mbkg_xr.mixed import solve_scales
@@ -13,6 +14,7 @@ from mbkg_xr.residuals import sky_centres
 from mbkg_xr.scales import Scales
 from mbkg_xr.shutters import ShutterSums, open_shutters
 from mbkg_xr.simulate import CLEAN
+from mbkg_xr.spans import span_grid
 from mbkg_xr.terms import N_SHUTTERS, Terms, bin_phase
 
 BINS = 30
@@ -218,6 +220,38 @@ def test_variances_are_found_whatever_was_expected():
         assert found.spread[0, 0] == pytest.approx(0.03, rel=0.25)
         assert found.spread[1, 0] == pytest.approx(0.015, rel=0.25)
         assert found.own_spread < 0.004
+
+
+def test_scales_are_as_exact_as_the_pixels_allow():
+    """Sky slits of 3 % scatter and 2 % colour: errors in units of the photon noise of all pixels.
+
+    Of an analyst who knows the sky, the profile and that there are no pedestals the four
+    coefficients of a slit err by 1. Seeds 3 to 8 come to 1.01 to 1.31, with pulls of 0.93 to 1.19;
+    solved in turn, scales and profile once came to 1.21 to 2.15 and 1.32 to 2.11.
+    """
+    options = CLEAN | {"throughput_scatter": 0.03, "colour_scatter": 0.02}
+    ds = mx.simulate_program(exposures=3, slits=16, background_slits=16, seed=3, **options)
+    ds = mx.select_background(ds.compute())
+    master = mx.fit_master(ds)
+    grid, phase = span_grid(ds), master.phase.values
+    variance = 1.44 * (ds.var_rnoise + ds.var_poisson).values
+    share = (ds.true_background / ds.true_sky).values - 1
+    use = ds.selected.values & ~ds.outlier.values & np.isfinite(variance) & (variance > 0)
+    information, truth = np.zeros((48, 4, 4)), np.zeros((48, 4))
+    for s in range(48):
+        pixels = use[s]
+        at = grid.pixel_coordinate(ds.wavelength.values[s][pixels]).astype(int)
+        basis = legendre.legvander(phase[at], 3)
+        weight = ds.true_sky.values[s][pixels] ** 2 / variance[s][pixels]
+        information[s] = basis.T @ (weight[:, None] * basis)
+        truth[s] = np.linalg.solve(information[s], basis.T @ (weight * share[s][pixels]))
+    whole = information[:, 0, 0] > 0.7 * np.median(information[:, 0, 0])
+    wrong = master.scale.values[whole] - truth[whole]
+    wrong -= wrong.mean(axis=0)
+    square = np.einsum("sk,skl,sl->s", wrong, information[whole], wrong) / 4
+    assert 0.6 < np.sqrt(square.mean()) < 1.5
+    pull = wrong / np.sqrt(np.einsum("skk->sk", master.scale_covariance.values[whole]))
+    assert 0.7 < pull.std() < 1.4
 
 
 def test_strangers_get_the_mean_and_its_spread(realistic):
