@@ -2,16 +2,21 @@
 
 import os
 import signal
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner
-from distributed import Client, LocalCluster, SchedulerPlugin, WorkerPlugin
+from distributed import Client, LocalCluster, SchedulerPlugin, WorkerPlugin, default_client
 
 import mbkg_xr as mx
 from mbkg_xr.chain import run_tree
 from mbkg_xr.cli import main
+from mbkg_xr.cli.cluster import on_cluster
+from mbkg_xr.progress import _TaskCounter
 
 MODEL = mx.BSpline(spacing=16, penalty=1e-2)
 
@@ -115,6 +120,48 @@ def test_the_command_line_on_a_cluster(client, store, tmp_path):
     done = CliRunner().invoke(main, args, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert Path(out).exists()
+
+
+@pytest.mark.parametrize("dashboard", [False, True])
+def test_a_local_cluster_is_of_this_machine_alone(dashboard, store, tmp_path, recwarn):
+    """Processes that write what they read, on loopback; dask's page only where asked for."""
+    with on_cluster("local", workers=2, dashboard=dashboard):
+        client = default_client()
+        pids = set(client.run(os.getpid).values())
+        assert len(pids) == 2 and os.getpid() not in pids
+        of_workers = [psutil.Process(pid) for pid in pids]
+        listening = {
+            connection.laddr
+            for process in [psutil.Process(), *of_workers]
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert {address.ip for address in listening} == {"127.0.0.1"}
+        page = f"http://127.0.0.1:{client.scheduler_info()['services']['dashboard']}/status"
+        if dashboard:
+            assert b"Status" in urllib.request.urlopen(page, timeout=10).read()
+        else:
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(page, timeout=10)
+        seen = Seen()
+        with _TaskCounter(seen, 0):
+            mx.save(mx.open_program(store, chunks={}), tmp_path / "copy.zarr")
+        assert seen.done == seen.total == 12
+    assert not [w for w in recwarn if "Port" in str(w.message)]
+    assert not any(process.is_running() for process in of_workers)
+
+
+class Seen:
+    """A bar that is looked at by a test."""
+
+    def __init__(self):
+        self.total = self.done = 0
+
+    def reset(self, bar, total):
+        self.total = total
+
+    def advance(self, bar):
+        self.done += 1
 
 
 def test_no_such_scheduler(store, tmp_path, monkeypatch):

@@ -63,10 +63,14 @@ def on_cluster(
             remedy="pip install 'mbkg_xr[cluster]'",
         ) from error
     if address == "local":
-        page = "127.0.0.1:0" if dashboard else None
         with (
             LocalCluster(
-                n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=page
+                n_workers=workers,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                # Any free port: of its usual one, taken by another cluster, dask would warn.
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": dashboard},
             ) as cluster,
             Client(cluster),
         ):
