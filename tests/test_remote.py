@@ -155,6 +155,23 @@ def test_nothing_is_overwritten_unasked(few, remote):
         mx.save(few, f"{remote}/notes", overwrite=True)
 
 
+def test_a_connection_that_breaks(few, memory, monkeypatch):
+    """Is one line that says where, and leaves nothing."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    write = MemoryFileSystem.pipe_file
+
+    def fail(self, path, value, *args, **kwargs):
+        if "/flux/c/1/" in path:
+            raise ConnectionError("link down")
+        return write(self, path, value, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", fail)
+    with pytest.raises(StoreError, match=r"cannot be written .*flux, slits 5 to 9.*link down"):
+        mx.save(few.chunk({"slit": 5}), f"{memory}/broken/r.zarr")
+    assert not sizes_below(located(f"{memory}/broken"))
+
+
 def test_the_command_line(small, memory):
     remote = f"{memory}/commands"
     source, out = f"{remote}/p.zarr", f"{remote}/r.zarr"

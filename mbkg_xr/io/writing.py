@@ -15,6 +15,7 @@ import zarr
 from numpy.typing import NDArray
 
 from ..blocks import Call, Constant, aligned
+from ..errors import StoreError
 from ..fuse import fused
 from ..tasks import completed
 
@@ -90,5 +91,12 @@ def _write(
     for k, target in enumerate(targets):
         parts = [b[k] if cut is None else b[k][cut] for b, cut in zip(blocks, cuts, strict=True)]
         values = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        # xarray's bool is a small integer in Zarr.
-        target[start : start + len(values)] = values.astype(target.dtype, copy=False)
+        try:
+            # xarray's bool is a small integer in Zarr.
+            target[start : start + len(values)] = values.astype(target.dtype, copy=False)
+        except Exception as error:  # a full disk, or whatever ails a connection
+            raise StoreError(
+                "a chunk cannot be written",
+                where=f"{target.store_path}, slits {start} to {start + len(values) - 1}",
+                found=f"{type(error).__name__}: {error}",
+            ) from error
