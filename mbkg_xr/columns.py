@@ -1,20 +1,26 @@
 """The columns of pixels that the passes of a fit read, and which of them are kept between passes.
 
 A sixth of the pixels see sky at shutter centres. Where these fit in memory they are kept, packed
-span by span; where they do not, the pixels are read again, and only the mask is kept, a bit a
-pixel.
+span by span; where they do not, they are packed into scratch files, which read many times faster
+than a store; where there is no room for these either, or workers may be on other machines, the
+pixels are read again, and only the mask is kept, a bit a pixel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .blocks import map_slits, reduce_blocks
+from .blocks import Call, map_slits, reduce_blocks, unpacked
 from .kernels import kernel
 from .schema import PIXEL_DIMS
 from .spans import SpanGrid, find_span
@@ -53,8 +59,11 @@ def kept(ds: xr.Dataset, memory: int) -> xr.Dataset:
     return ds.assign_coords(coords).assign(rest)
 
 
-def packed(ds: xr.Dataset, memory: int, grid: SpanGrid) -> xr.Dataset:
-    """The selected pixels only, ``(slit, 1, n)``, in memory; or, where too many, a known mask.
+def packed(
+    ds: xr.Dataset, memory: int, grid: SpanGrid, scratch: Callable[[], str] | None = None
+) -> xr.Dataset:
+    """The selected pixels only, ``(slit, 1, n)``, in memory; or, where too many, in scratch files
+    or behind a known mask.
 
     Packed pixels of a slit are in the order of the spans, so that a pass finds all that it has in
     one span together, and touches its sums once.
@@ -67,6 +76,8 @@ def packed(ds: xr.Dataset, memory: int, grid: SpanGrid) -> xr.Dataset:
         Bytes that packed pixels may take.
     grid
         The spans.
+    scratch
+        Makes a directory for packed pixels that are too many.
 
     Returns
     -------
@@ -79,10 +90,16 @@ def packed(ds: xr.Dataset, memory: int, grid: SpanGrid) -> xr.Dataset:
     width = max(int(counts.max(initial=0)), 1)
     slits = ds.drop_vars([str(n) for n, v in ds.variables.items() if v.ndim > 1])
     fits = counts.size * width * (4 * len(names) + 1) <= memory
-    if not fits:
+    spilt = None
+    if not fits and scratch is not None and cluster() is None:
+        spilt = _spilt(ds, names, counts, grid, scratch)
+    columns: dict[str, Any]
+    if spilt is not None:
+        selected, columns = spilt
+    elif not fits:
         shape = ds["flux"].shape[1:]
         selected = map_slits(_mask_block, ds["flux"], mask[:, None], dtype=np.bool_, shape=shape)
-        columns: dict[str, Any] = {name: (PIXEL_DIMS, ds[name].data) for name in names}
+        columns = {name: (PIXEL_DIMS, ds[name].data) for name in names}
     else:
         held = map_slits(
             _pack_block,
@@ -102,6 +119,49 @@ def packed(ds: xr.Dataset, memory: int, grid: SpanGrid) -> xr.Dataset:
         return out
     # In one piece a pass takes it in few large blocks; what workers of a cluster hold stays there.
     return out.load() if cluster() is None else out.persist()
+
+
+def _spilt(
+    ds: xr.Dataset, names: list[str], counts: NDArray, grid: SpanGrid, scratch: Callable[[], str]
+) -> tuple[da.Array, dict[str, Any]] | None:
+    """The mask and columns of packed pixels that lie in files, one a block of slits; None where
+    there is no room for them.
+    """
+
+    def block(start: int, arrays: Sequence[NDArray], shared: Any) -> list[tuple[int, int]]:
+        n = len(arrays[0])
+        width = max(int(counts[start : start + n].max(initial=0)), 1)
+        made = _pack_block(*arrays, width=width, grid=grid)
+        np.save(folder / f"{start}.npy", np.stack(made[1:]))
+        return [(start, n)]
+
+    try:
+        folder = Path(scratch())
+        room = shutil.disk_usage(folder).free
+    except OSError:
+        return None
+    # Slits of a block are as wide as its fullest, and others need room, too.
+    if room < 4 * 4 * len(names) * int(counts.sum()):
+        return None
+    lots = reduce_blocks(ds, ["selected", *names], block, lambda a, b: a + b)
+    name, width = f"spilt-{uuid.uuid4().hex}", max(int(counts.max(initial=0)), 1)
+    read = Call(partial(_read_back, width=width))
+    graph = {
+        (name, i, 0, 0): (read, str(folder / f"{start}.npy"), counts[start : start + n])
+        for i, (start, n) in enumerate(lots)
+    }
+    chunks = (tuple(n for _, n in lots), (1,), (width,))
+    blocks = da.Array(graph, name, chunks, dtype=object)
+    selected, *columns = unpacked(blocks, (np.bool_, *[np.float32] * len(names)))
+    return selected, {n: (PIXEL_DIMS, c) for n, c in zip(names, columns, strict=True)}
+
+
+def _read_back(path: str, counts: NDArray, *, width: int) -> tuple[NDArray, ...]:
+    """Mask and columns of a block, which is as wide in its file as its own fullest slit."""
+    held = np.load(path)
+    made = np.full((*held.shape[:-1], width), np.nan, dtype=np.float32)
+    made[..., : held.shape[-1]] = held
+    return (np.arange(width) < counts[:, None, None], *made)
 
 
 def _count_block(start: int, arrays: Sequence[NDArray], shared: Any) -> tuple[NDArray, NDArray]:

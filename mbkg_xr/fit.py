@@ -106,7 +106,9 @@ def fit_master(
     grid
         Spans, for dispersers mbkg_xr does not know.
     memory
-        Bytes of pixels that may be kept between passes; more than that is read again.
+        Bytes of pixels that may be kept between passes. Of more the selected ones go to scratch
+        files (dask's ``temporary-directory``, or that of the system), on a cluster they are read
+        again.
     on_pass
         Called with a line of text as each pass begins.
 

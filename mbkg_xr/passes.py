@@ -7,8 +7,12 @@ residuals and noise sums (`mbkg_xr.moments`). Between passes everything happens 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import dask
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -74,6 +78,24 @@ def robust_passes(
     groups: NDArray[np.int64],
     n_groups: int,
     model: Model,
+    **options: Any,
+) -> Passes:
+    """Passes until the master changes no more (parameters as for `fit_master`)."""
+    with ExitStack() as stack:
+        place = dask.config.get("temporary-directory", None)
+
+        def scratch() -> str:
+            return stack.enter_context(TemporaryDirectory(prefix="mbkg-xr-", dir=place))
+
+        return _passes(ds, grid, groups, n_groups, model, scratch=scratch, **options)
+
+
+def _passes(
+    ds: xr.Dataset,
+    grid: SpanGrid,
+    groups: NDArray[np.int64],
+    n_groups: int,
+    model: Model,
     *,
     scales: Scales | None,
     profile: bool,
@@ -81,14 +103,14 @@ def robust_passes(
     max_passes: int,
     bad_slits: str,
     memory: int,
+    scratch: Callable[[], str],
     drift: Drift | None,
     say: Callable[[str], None],
 ) -> Passes:
-    """Passes until the master changes no more (parameters as for `fit_master`)."""
     say("selection")
     # What differs between slits is looked for in other pixels than the selected ones, too.
     ds = kept(ds, memory)
-    sky = packed(ds, memory, grid)
+    sky = packed(ds, memory, grid, scratch)
     time = None if drift is None else Clock.of(ds, drift.order).functions(ds["mjd"].values)
     drifted: Drifted | None = None
     differ = Differences(Terms.none(ds.sizes["slit"], grid.size))

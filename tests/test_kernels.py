@@ -72,22 +72,44 @@ def test_subtraction_in_one_kernel(awkward):
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_packed_pixels_are_the_selected_ones(awkward, lazy):
+def test_packed_pixels_are_the_selected_ones(awkward, lazy, tmp_path):
     ds = mx.select_background(awkward)
     given = ds.chunk({"slit": 3}) if lazy else ds
     use = ds.selected.values
     grid = span_grid(ds)
     span = np.floor(np.nan_to_num(grid.pixel_coordinate(ds.wavelength.values), nan=-1))
     slit = np.indices(use.shape)[0]
-    for memory in (0, 2**30):
-        sky = packed(kept(given, memory), memory, grid)
+    for memory, scratch in ((0, None), (0, lambda: str(tmp_path)), (2**30, None)):
+        sky = packed(kept(given, memory), memory, grid, scratch)
         inside = sky.selected.values
-        assert (sky.flux.shape == ds.flux.shape) == (memory == 0)
+        assert (sky.flux.shape == ds.flux.shape) == (memory == 0 and scratch is None)
         np.testing.assert_array_equal(inside.sum(axis=(1, 2)), use.sum(axis=(1, 2)))
         # Kept, they are in the order of the spans; pixels of one span in that of the rows.
-        order = np.lexsort([span[use], slit[use]]) if memory else slice(None)
+        order = np.lexsort([span[use], slit[use]]) if memory or scratch else slice(None)
         for name in ("flux", "error", "wavelength", "yrel", "var_rnoise"):
             np.testing.assert_array_equal(sky[name].values[inside], ds[name].values[use][order])
+
+
+def test_scratch_files_are_gone_after_a_fit(tmp_path):
+    import dask
+
+    ds = mx.simulate_program(exposures=2, slits=6, background_slits=3, seed=1, chunks=4)
+    sky, seen = mx.select_background(ds), []
+    model = mx.BSpline(spacing=16, penalty=1e-2)
+    with dask.config.set({"temporary-directory": str(tmp_path)}):
+        mx.fit_master(
+            sky,
+            model=model,
+            memory=0,
+            on_pass=lambda line: seen.append(list(tmp_path.rglob("*.npy"))),
+        )
+        assert len(seen[-1]) == 3  # one a chunk
+        assert not list(tmp_path.iterdir())
+        with pytest.raises(mx.MbkgError):
+            mx.fit_master(sky.assign(flux=sky.flux * np.nan), model=model, memory=0)
+        assert not list(tmp_path.iterdir())
+    with dask.config.set({"temporary-directory": str(tmp_path / "missing")}):
+        mx.fit_master(sky, model=model, memory=0)  # read again
 
 
 def test_one_master_whatever_is_kept():
