@@ -84,10 +84,10 @@ def pull(options):
 
 
 def _efficiency_rows(size: str, large: bool) -> None:
-    seeds = {"3 x 20": lambda o: o.seeds, "9 x 60": lambda o: min(o.seeds, 2)}
+    most = 2 if large else 100
 
     def of(options: argparse.Namespace) -> dict[str, float]:
-        return efficiency(size, seeds.get(size, lambda o: 1)(options))
+        return efficiency(size, min(options.seeds, most))
 
     @figure(f"rms over bound of all usable pixels, {size}", high=1.15, large=large)
     def over_all(options):
