@@ -28,8 +28,8 @@ def inverses(matrices: NDArray) -> NDArray:
 
     Examples
     --------
-    >>> inverses(np.array([[[4.0, 0.0], [0.0, 2.0]]])).tolist()
-    [[[0.25, 0.0], [0.0, 0.5]]]
+    >>> inverses(np.array([[[2.0, 1.0], [1.0, 1.0]]])).tolist()
+    [[[1.0, -1.0], [-1.0, 2.0]]]
     """
     out = np.ascontiguousarray(matrices, dtype=np.float64).copy()
     _invert_all(out.reshape(-1, *out.shape[-2:]))

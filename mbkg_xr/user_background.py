@@ -105,7 +105,8 @@ def write_user_background(
 
 def _table(master: xr.Dataset, tolerance: float, dtype: np.dtype) -> NDArray:
     require_one_sky(master, "a user background")
-    fine = sample_master(master, tolerance=tolerance)
+    # Where two spans meet near a line, the mean over a pixel bends more than the sky itself.
+    fine = sample_master(master, tolerance=tolerance / 4)
     unit = u.Unit(master.attrs["units"], parse_strict="silent")
     if not unit.is_equivalent("MJy/sr"):
         raise ParameterError(
