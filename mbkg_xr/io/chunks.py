@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 # Without a checksum a flipped byte would be read as a pixel. LZ4 takes a tenth more room than zstd,
-# and less than half the time to read and to write (benchmarks/storage.py).
+# half the time to write, and less to read (benchmarks/storage.py).
 COMPRESSORS = (BloscCodec(cname="lz4", clevel=1, shuffle="shuffle"), Crc32cCodec())
 
 
