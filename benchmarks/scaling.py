@@ -26,6 +26,7 @@ from unittest import mock
 
 import dask
 import numpy as np
+from chain import OFFICIAL, TRUTH, in_turns, timed
 from scipy.interpolate import make_lsq_spline
 
 import mbkg_xr as mx
@@ -37,21 +38,7 @@ from mbkg_xr.moments import PassState, accumulate
 from mbkg_xr.schema import PIXEL_DIMS
 from mbkg_xr.spans import span_grid
 
-OFFICIAL = 0.022  # Mpixel/s of the official step on the machine of the measurements
-TRUTH = ["true_background", "true_sky", "outlier"]
 COLUMNS = ["flux", "error", "wavelength", "yrel", "var_rnoise", "var_poisson"]
-
-
-def timed(function):
-    wall, cpu = time.perf_counter(), time.process_time()
-    function()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def in_turns(repeat, **steps):
-    """Median wall and processor time of each; the first round compiles."""
-    rounds = [{name: timed(step) for name, step in steps.items()} for _ in range(repeat + 1)]
-    return {name: np.median([r[name] for r in rounds[1:]], axis=0) for name in steps}
 
 
 def pass_state(ds, grid, master):
