@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 import mbkg_xr as mx
 from mbkg_xr.io.store import create_store
@@ -41,6 +42,20 @@ def test_a_tree_comes_back(result, master, tmp_path):
     mx.save(tree, tmp_path / "t.zarr")
     back = mx.open_program(tmp_path / "t.zarr")
     assert list(back.children) == ["prism-clear"]
+
+
+def test_order_of_variables_is_the_same_however_a_store_is_listed(
+    result, master, tmp_path, monkeypatch
+):
+    mx.save({"prism-clear": result, "prism-clear/master": master}, tmp_path / "t.zarr")
+    first = mx.open_program(tmp_path / "t.zarr")
+    listed = zarr.Group.members
+    monkeypatch.setattr(zarr.Group, "members", lambda *a, **k: listed(*a, **k)[::-1])
+    again = mx.open_program(tmp_path / "t.zarr")
+    assert [node.path for node in first.subtree] == [node.path for node in again.subtree]
+    for path in ("prism-clear", "prism-clear/master"):
+        assert list(first[path].variables) == list(again[path].variables)
+    assert list(first["prism-clear"].data_vars)[:2] == ["flux", "error"]
 
 
 def test_a_failed_write_leaves_nothing(result, tmp_path):

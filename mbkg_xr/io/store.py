@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,13 @@ import xarray as xr
 import zarr
 
 from ..errors import StoreError
-from ..schema import MOMENT_DIMS, PIXEL_DIMS, SCHEMA_VERSION
+from ..schema import (
+    MOMENT_DIMS,
+    PIXEL_DIMS,
+    PIXEL_VARIABLES,
+    SCHEMA_VERSION,
+    SLIT_COORDS,
+)
 from .chunks import COMPRESSORS, damage, lazy_pixels, places, require_chunks
 from .ingested import open_ingested
 from .journal import has_journal
@@ -294,7 +300,8 @@ def open_store(path: str | os.PathLike) -> xr.DataTree:
     return xr.DataTree.from_dict(
         {
             node.path: _lazy(node.to_dataset(inherit=False), place, node.path, complete, there)
-            for node in tree.subtree
+            # A listing comes in any order.
+            for node in sorted(tree.subtree, key=lambda node: node.path)
         }
     )
 
@@ -311,6 +318,7 @@ def _lazy(
 ) -> xr.Dataset:
     """Pixels as dask arrays; the rest in memory: it is small, and every step asks for it."""
     variables = {}
+    ds = ds[sorted(ds.variables, key=_rank)]
     for name, variable in ds.variables.items():
         inside = f"{group.strip('/')}/{name}"
         if variable.dims[:3] in (PIXEL_DIMS, MOMENT_DIMS):
@@ -327,6 +335,14 @@ def _lazy(
         if variable.dtype.kind in "OT":
             variables[name] = variable.copy(data=np.array(variable.values.tolist(), dtype=str))
     return _replaced(ds, variables)
+
+
+_ORDER = {name: rank for rank, name in enumerate([*PIXEL_VARIABLES, *SLIT_COORDS])}
+
+
+def _rank(name: Hashable) -> tuple[int, str]:
+    """The place of a variable: a store is listed in any order, a dataset has one."""
+    return _ORDER.get(str(name), len(_ORDER)), str(name)
 
 
 def _lazy_variable(variable: xr.Variable, store: Path, name: str, complete: bool) -> xr.Variable:

@@ -107,7 +107,7 @@ def section_of(
     parts.append("<details><summary>Parameters of the master</summary>")
     parts.append(_table({k: [_text(v)] for k, v in sorted(master.attrs.items())}))
     parts.append("</details>\n<details><summary>Passes of the fit</summary>")
-    passes = [str(k) for k in master.data_vars if str(k).startswith("pass_")]
+    passes = sorted(str(k) for k in master.data_vars if str(k).startswith("pass_"))
     rows = zip(*(master[k].values for k in passes), strict=True)
     history = {str(i + 1): [_number(v) for v in row] for i, row in enumerate(rows)}
     parts.append(_table(history, ["pass", *(k.removeprefix("pass_") for k in passes)]))
