@@ -208,6 +208,16 @@ def test_subtraction_panels_add_up_in_one_stretch(run):
     assert axes[1].get_title(loc="left") == "master background"
 
 
+def test_a_bright_source_does_not_hide_the_sky(sim, ax):
+    slit = int(np.flatnonzero(~sim.ds.is_background.values)[0])
+    result = sim.result.isel(slit=[slit]).load()
+    lit = abs(result.yrel - result.source_shutter) < 0.3
+    bright = result.assign(flux=result.flux.where(~lit, 100.0))
+    sky = np.nanpercentile(result.background, 99)
+    for image in (plot.plot_subtraction(bright), plot.plot_selection(bright, ax=ax)):
+        assert sky < image.get_clim()[1] < 4 * sky
+
+
 def test_what_cannot_be_drawn_is_said(sim, ax):
     with pytest.raises(ParameterError, match="no such slit"):
         plot.plot_selection(sim.ds, slit=99, ax=ax)

@@ -101,7 +101,7 @@ def plot_msa(
         marks.append(ax.scatter(part["x"], part["y"], c=part["value"], **style))
         grey: dict[str, Any] = {"ls": "", "marker": marker, "mfc": "0.8", "mec": "0.25", "ms": 5}
         handles.append(Line2D([], [], label=f"{text}: {len(part)}", **grey))
-    title = f"{len(table)} slitlets, medians of their exposures"
+    title = f"{len(table)} slitlet{'s' * (len(table) != 1)}, medians of their exposures"
     if lost := total - int(table["slits"].map(len).sum()):
         title += f"; slits without a place or value: {lost}"
     legend_above(ax, handles, title, columns=2)

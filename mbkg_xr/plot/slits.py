@@ -69,10 +69,12 @@ def plot_selection(ds: xr.Dataset, *, slit: int = 0, ax: Axes | None = None) -> 
     one = OneSlit(ds, slit, ["selected"])
     ax = axes_of(ax, (7.1, 3.2))
     flux = np.where(one.bad, np.nan, one.before)
-    image = one.draw(ax, flux, cmap=CMAP, **stretch(flux[one.open]))
+    selected = one.data["selected"]
+    span = _of_the_sky(stretch(flux[one.open]), flux[selected.values])
+    image = one.draw(ax, flux, cmap=CMAP, **span)
     one.draw(ax, np.where(one.bad, 1.0, np.nan), cmap=ListedColormap([BAD]))
     handles: list[Artist] = [Patch(color=BAD, label="flagged or no value")]
-    selected, yrel = one.data["selected"], one.data["yrel"].values
+    yrel = one.data["yrel"].values
     styles = {True: ("-", "windows in use"), False: (":", "not in use")}
     found = set()
     for low, high in np.reshape(
@@ -92,7 +94,7 @@ def plot_selection(ds: xr.Dataset, *, slit: int = 0, ax: Axes | None = None) -> 
         text = ax.text(*one.place(one.source), "source", fontsize="small", va="center")
         text.set(color="white", path_effects=STROKE)
     legend_above(ax, handles, one.title, columns=4)
-    colourbar(image, ax, f"flux ({units_of(ds)})")
+    colourbar(image, ax, f"flux ({units_of(ds)})", extend="both")
     return image
 
 
@@ -130,6 +132,7 @@ def plot_subtraction(
     before, after = (np.where(one.bad, np.nan, v) for v in (one.before, one.data["flux"].values))
     # From the noise about zero, which the last panel shows, to sky and source in the first.
     span = {"vmin": stretch(after[one.open])["vmin"], "vmax": stretch(before[one.open])["vmax"]}
+    span = _of_the_sky(span, one.data["background"].values[one.open])
     what = METHODS.get(result.attrs.get("background_method", ""), "background")
     images = []
     for panel, values, title in (
@@ -144,6 +147,13 @@ def plot_subtraction(
     panels[0].set_title(one.title, loc="right", fontsize="small")
     colourbar(images[-1], panels, f"flux ({units_of(result)})", extend="both")
     return images[-1]
+
+
+def _of_the_sky(span: dict[str, float], sky: NDArray) -> dict[str, float]:
+    """Colour limits in which a bright source does not hide the sky."""
+    sky = sky[np.isfinite(sky)]
+    top = 2 * float(np.percentile(sky, 99)) if sky.size else np.inf
+    return span | {"vmax": top} if span["vmin"] < top < span["vmax"] else span
 
 
 class OneSlit:
