@@ -85,10 +85,16 @@ def section_of(
     parts = [f'<h2 id="{escape(name)}">{escape(name)}</h2>', "<h3>What went in</h3>"]
     parts += [_summary(result, master), _exposures(result)]
     parts.append("<h3>Residuals at the centres of sky shutters</h3>")
-    statistics = {str(k): [_number(v) for v in row] for k, row in table.iterrows()}
-    parts.append(_table(statistics, ["", *map(str, table.columns)]))
-    meaning = "; ".join(f"{k}: {_STATISTICS[k]}" for k in table.columns if k in _STATISTICS)
-    parts.append(f'<p class="note">{escape(meaning)}.</p>')
+    statistics = {
+        ": ".join(filter(None, [str(k), _STATISTICS.get(str(k))])): [_number(v) for v in column]
+        for k, column in table.items()
+    }
+    parts.append(_table(statistics, ["", *map(str, table.index)]))
+    if not result["is_background"].values.all():
+        parts.append(
+            '<p class="note">Empty shutters beside a source hold the wings of its light: their '
+            "residuals are high where the background is right.</p>"
+        )
     parts.append("<h3>Slits on the MSA</h3>")
     parts.append(
         '<p class="note">Point at a slitlet to see what is left at the centres of its sky shutters,'
@@ -129,7 +135,7 @@ def _what_decided(slits: pd.DataFrame) -> str:
     """How many slits had which part in the fit."""
     kinds = slits["fit"].str.replace(r"shutter .*", "some shutter", regex=True)
     counts = kinds.value_counts().items()
-    return _table({str(k): [f"{n:,} slits"] for k, n in counts})
+    return _table({str(k): [f"{n:,} slit{'s' * (n != 1)}"] for k, n in counts})
 
 
 def _figure(figure: Drawn) -> str:
