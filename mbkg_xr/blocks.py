@@ -126,12 +126,13 @@ def reduce_blocks(
         return block(0, [np.ascontiguousarray(d) for d in data], shared)
     chunks, graph, columns = aligned(data) if lazy else _sliced(data)
     state = f"state-{uuid.uuid4().hex}"
-    graph[state] = (Constant(shared),)
+    # With what it carries, a block function is sent to each worker once, and not with each task.
+    graph[state] = (Constant((block, shared)),)
     starts = np.concatenate([[0], np.cumsum(chunks)[:-1]]).tolist()
     parts: list[Hashable] = [(f"block-{state}", i) for i in range(len(chunks))]
-    call, tasks = Call(block), list(parts)
+    tasks = list(parts)
     for part, start, keys in zip(parts, starts, columns, strict=True):
-        graph[part] = (call, start, list(keys), state)
+        graph[part] = (_of_block, start, list(keys), state)
     merge, level = Call(partial(reduce, add)), 0
     # A cluster's sums are fetched now and then: what was fetched cannot be lost with a worker.
     most = _FETCHED if lazy and cluster() is not None else len(parts)
@@ -146,6 +147,11 @@ def reduce_blocks(
 
 
 _FETCHED = 64
+
+
+def _of_block(start: int, arrays: Sequence[Any], work: tuple[Callable[..., Any], Any]) -> Any:
+    block, shared = work
+    return block(start, arrays, shared)
 
 
 class Call:

@@ -2,19 +2,22 @@
 
 A sixth of the pixels see sky at shutter centres. Where these fit in memory they are kept, packed
 span by span; where they do not, they are packed into scratch files, which read many times faster
-than a store; where there is no room for these either, or workers may be on other machines, the
-pixels are read again, and only the mask is kept, a bit a pixel.
+than a store. The workers of a cluster hold them (`mbkg_xr.lots`). Where there is no room for them
+the pixels are read again, and only the mask is kept, a bit a pixel.
 """
 
 from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 
 from .blocks import Call, map_slits, reduce_blocks, unpacked
 from .kernels import kernel
+from .lots import can_hold, held_lots
 from .schema import PIXEL_DIMS
 from .spans import SpanGrid, find_span
 from .tasks import cluster
@@ -60,7 +64,7 @@ def kept(ds: xr.Dataset, memory: int) -> xr.Dataset:
 
 
 def packed(
-    ds: xr.Dataset, memory: int, grid: SpanGrid, scratch: Callable[[], str] | None = None
+    ds: xr.Dataset, memory: int, grid: SpanGrid, stack: ExitStack | None = None
 ) -> xr.Dataset:
     """The selected pixels only, ``(slit, 1, n)``, in memory; or, where too many, in scratch files
     or behind a known mask.
@@ -76,8 +80,9 @@ def packed(
         Bytes that packed pixels may take.
     grid
         The spans.
-    scratch
-        Makes a directory for packed pixels that are too many.
+    stack
+        At its end goes what was packed for it: in scratch files, where too much for memory, or
+        held by the workers of a cluster.
 
     Returns
     -------
@@ -85,14 +90,16 @@ def packed(
         For passes over selected pixels: the columns they read, and the slits' coordinates. The
         selection has been made, once.
     """
-    counts, mask = reduce_blocks(ds, ["selected"], _count_block, _joined)
     names = [name for name in _PASS if name in ds.variables]
-    width = max(int(counts.max(initial=0)), 1)
     slits = ds.drop_vars([str(n) for n, v in ds.variables.items() if v.ndim > 1])
+    if stack is not None and can_hold(_usual_size(ds, names), memory):
+        return slits.assign(_with_workers(ds, names, grid, stack))
+    counts, mask = reduce_blocks(ds, ["selected"], _count_block, _joined)
+    width = max(int(counts.max(initial=0)), 1)
     fits = counts.size * width * (4 * len(names) + 1) <= memory
     spilt = None
-    if not fits and scratch is not None and cluster() is None:
-        spilt = _spilt(ds, names, counts, grid, scratch)
+    if not fits and stack is not None and cluster() is None:
+        spilt = _spilt(ds, names, counts, grid, stack)
     columns: dict[str, Any]
     if spilt is not None:
         selected, columns = spilt
@@ -121,8 +128,27 @@ def packed(
     return out.load() if cluster() is None else out.persist()
 
 
+def _usual_size(ds: xr.Dataset, names: list[str]) -> int:
+    """Bytes of packed pixels, nearly: a third of all."""
+    return (4 * len(names) + 1) * ds["flux"].size // 3
+
+
+def _with_workers(
+    ds: xr.Dataset, names: list[str], grid: SpanGrid, stack: ExitStack
+) -> dict[str, Any]:
+    """The mask and columns of packed pixels that the workers of a cluster hold."""
+    every = ["selected", *names]
+    held = held_lots(
+        partial(_pack_block, grid=grid),
+        [ds[name].data for name in every],
+        dtypes=(np.bool_, *[np.float32] * len(names)),
+        stack=stack,
+    )
+    return {n: (PIXEL_DIMS, h, ds[n].attrs) for n, h in zip(every, held, strict=True)}
+
+
 def _spilt(
-    ds: xr.Dataset, names: list[str], counts: NDArray, grid: SpanGrid, scratch: Callable[[], str]
+    ds: xr.Dataset, names: list[str], counts: NDArray, grid: SpanGrid, stack: ExitStack
 ) -> tuple[da.Array, dict[str, Any]] | None:
     """The mask and columns of packed pixels that lie in files, one a block of slits; None where
     there is no room for them.
@@ -136,7 +162,8 @@ def _spilt(
         return [(start, n)]
 
     try:
-        folder = Path(scratch())
+        place = dask.config.get("temporary-directory", None)
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="mbkg-xr-", dir=place)))
         room = shutil.disk_usage(folder).free
     except OSError:
         return None
@@ -179,8 +206,11 @@ def _mask_block(mask: NDArray, *, shape: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def _pack_block(
-    selected: NDArray, *columns: NDArray, width: int, grid: SpanGrid
+    selected: NDArray, *columns: NDArray, grid: SpanGrid, width: int | None = None
 ) -> tuple[NDArray, ...]:
+    """Mask and columns, ``(slit, 1, width)``; of the fullest slit where no width is given."""
+    if width is None:
+        width = max(int(np.count_nonzero(selected, axis=(1, 2)).max(initial=0)), 1)
     shape = (len(selected), 1, width)
     made = [np.full(shape, np.nan, dtype=np.float32) for _ in columns]
     counts, order = np.zeros(len(selected), dtype=np.int64), np.empty(shape, dtype=np.int32)

@@ -107,8 +107,9 @@ def fit_master(
         Spans, for dispersers mbkg_xr does not know.
     memory
         Bytes of pixels that may be kept between passes. Of more the selected ones go to scratch
-        files (dask's ``temporary-directory``, or that of the system), on a cluster they are read
-        again.
+        files (dask's ``temporary-directory``, or that of the system). On a cluster its workers hold
+        them, and spill what passes their own limit; where they have none and the pixels do not fit,
+        they are read again.
     on_pass
         Called with a line of text as each pass begins.
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import dask
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -82,12 +80,7 @@ def robust_passes(
 ) -> Passes:
     """Passes until the master changes no more (parameters as for `fit_master`)."""
     with ExitStack() as stack:
-        place = dask.config.get("temporary-directory", None)
-
-        def scratch() -> str:
-            return stack.enter_context(TemporaryDirectory(prefix="mbkg-xr-", dir=place))
-
-        return _passes(ds, grid, groups, n_groups, model, scratch=scratch, **options)
+        return _passes(ds, grid, groups, n_groups, model, stack=stack, **options)
 
 
 def _passes(
@@ -103,14 +96,14 @@ def _passes(
     max_passes: int,
     bad_slits: str,
     memory: int,
-    scratch: Callable[[], str],
+    stack: ExitStack,
     drift: Drift | None,
     say: Callable[[str], None],
 ) -> Passes:
     say("selection")
     # What differs between slits is looked for in other pixels than the selected ones, too.
     ds = kept(ds, memory)
-    sky = packed(ds, memory, grid, scratch)
+    sky = packed(ds, memory, grid, stack)
     time = None if drift is None else Clock.of(ds, drift.order).functions(ds["mjd"].values)
     drifted: Drifted | None = None
     differ = Differences(Terms.none(ds.sizes["slit"], grid.size))

@@ -17,7 +17,7 @@ from dask.system import CPU_COUNT
 
 from .errors import StoreError
 
-__all__ = ["batches", "cluster", "completed", "results", "workers"]
+__all__ = ["batches", "cluster", "completed", "hold", "results", "workers"]
 
 T = TypeVar("T")
 
@@ -122,6 +122,23 @@ def completed(graph: Mapping, keys: Sequence[Hashable], *, local: bool = False) 
         while following in held:
             yield held.pop(following)
             following += 1
+
+
+def hold(
+    graph: Mapping, keys: Sequence[Hashable], small: Sequence[Hashable]
+) -> tuple[list[Any], list[Any]]:
+    """Results that stay with the workers of the cluster, as futures, and others that are fetched.
+
+    Parameters
+    ----------
+    graph
+        A dask graph.
+    keys, small
+        What is to be held, and what is wanted here.
+    """
+    client = cluster()
+    futures = client.get(dict(graph), [*keys, *small], sync=False)
+    return futures[: len(keys)], client.gather(futures[len(keys) :])
 
 
 def _listener(callbacks: tuple) -> Any:

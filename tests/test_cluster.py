@@ -2,9 +2,11 @@
 
 import os
 import signal
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import psutil
@@ -46,10 +48,14 @@ def client():
         yield client
 
 
-def _same(found, expected):
+def _same_sky(master, expected):
     sky = expected.master.polynomial.values
     level = np.nanmax(np.abs(sky[:, 0]))
-    np.testing.assert_allclose(found.master.polynomial.values, sky, rtol=0, atol=1e-9 * level)
+    np.testing.assert_allclose(master.polynomial.values, sky, rtol=0, atol=1e-9 * level)
+
+
+def _same(found, expected):
+    _same_sky(found.master, expected)
     for name in ("flux", "error", "background", "background_error", "residual"):
         np.testing.assert_allclose(found.result[name].values, expected.result[name].values, 1e-6)
     np.testing.assert_array_equal(found.result.quality.values, expected.result.quality.values)
@@ -106,10 +112,98 @@ def test_a_killed_worker_costs_its_unfinished_chunks(store, expected, client, tm
 
 def test_persisted_pixels_stay_with_the_workers(store, expected, client):
     ds = mx.open_program(store, chunks={})["prism-clear"].to_dataset().persist()
-    master = mx.fit_master(mx.select_background(ds), model=MODEL)
-    sky = expected.master.polynomial.values
-    level = np.nanmax(np.abs(sky[:, 0]))
-    np.testing.assert_allclose(master.polynomial.values, sky, rtol=0, atol=1e-9 * level)
+    _same_sky(mx.fit_master(mx.select_background(ds), model=MODEL), expected)
+
+
+class Lots(SchedulerPlugin):
+    """How often lots of packed pixels were made, and which are held."""
+
+    name = "lots"
+
+    def __init__(self):
+        self.made, self.held = 0, set()
+
+    def transition(self, key, start, finish, *args, **kwargs):
+        if not str(key).startswith("('lot-"):
+            return
+        if finish == "memory":
+            self.made += 1
+            self.held.add(key)
+        elif start == "memory":
+            self.held.discard(key)
+
+
+@pytest.fixture
+def lots(client):
+    client.register_plugin(Lots())
+    yield
+    client.unregister_scheduler_plugin("lots")
+
+
+def _lots(dask_scheduler):
+    plugin = dask_scheduler.plugins["lots"]
+    return plugin.made, len(plugin.held)
+
+
+def _await_none_held(client):
+    """The scheduler hears a moment later that a future was let go of."""
+    deadline = time.monotonic() + 10
+    while client.run_on_scheduler(_lots)[1] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert client.run_on_scheduler(_lots)[1] == 0
+
+
+def test_packed_pixels_stay_with_the_workers_and_are_let_go(store, expected, client, lots):
+    ds = mx.select_background(mx.open_program(store, chunks={})["prism-clear"].to_dataset())
+    held = []
+    master = mx.fit_master(
+        ds, model=MODEL, memory=0, on_pass=lambda text: held.append(client.run_on_scheduler(_lots))
+    )
+    _same_sky(master, expected)
+    made, most = client.run_on_scheduler(_lots)[0], max(n for _, n in held)
+    assert made == most == 4, "each lot is made once, two a worker"
+    _await_none_held(client)
+
+    def fail(text):
+        if text == "pass 2":
+            raise RuntimeError(f"{client.run_on_scheduler(_lots)[1]} held")
+
+    with pytest.raises(RuntimeError, match="4 held") as error:
+        mx.fit_master(ds, model=MODEL, memory=0, on_pass=fail)
+    _await_none_held(client)  # while the error, and the frames that it came through, are there
+    assert error.tb
+
+
+def test_lots_lost_with_a_worker_are_made_again(store, expected, client, lots):
+    """One is killed as a pass reaches the workers."""
+    ds = mx.select_background(mx.open_program(store, chunks={})["prism-clear"].to_dataset())
+    killed = []
+
+    def kill(text):
+        if text == "pass 2":
+            killed.append(min(client.run(os.getpid).values()))
+            Timer(0.02, os.kill, (killed[0], signal.SIGKILL)).start()
+
+    _same_sky(mx.fit_master(ds, model=MODEL, memory=0, on_pass=kill), expected)
+    assert not psutil.pid_exists(killed[0])
+    assert 4 < client.run_on_scheduler(_lots)[0] <= 8, "those that were lost, once more"
+    _await_none_held(client)
+
+
+def test_workers_without_a_limit_hold_what_fits(store, expected):
+    ds = mx.select_background(mx.open_program(store, chunks={})["prism-clear"].to_dataset())
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, memory_limit=0, protocol="tcp",
+            host="127.0.0.1", dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster) as client,
+    ):  # fmt: skip
+        client.register_plugin(Lots())
+        _same_sky(mx.fit_master(ds, model=MODEL, memory=0), expected)
+        assert client.run_on_scheduler(_lots)[0] == 0
+        _same_sky(mx.fit_master(ds, model=MODEL, memory=2**30), expected)
+        assert client.run_on_scheduler(_lots)[0] == 2
 
 
 def test_the_command_line_on_a_cluster(client, store, tmp_path):

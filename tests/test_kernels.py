@@ -1,5 +1,8 @@
 """The fused kernels beside plain numpy, on pixels of every awkward kind."""
 
+from contextlib import ExitStack
+
+import dask
 import numpy as np
 import pytest
 
@@ -79,20 +82,23 @@ def test_packed_pixels_are_the_selected_ones(awkward, lazy, tmp_path):
     grid = span_grid(ds)
     span = np.floor(np.nan_to_num(grid.pixel_coordinate(ds.wavelength.values), nan=-1))
     slit = np.indices(use.shape)[0]
-    for memory, scratch in ((0, None), (0, lambda: str(tmp_path)), (2**30, None)):
-        sky = packed(kept(given, memory), memory, grid, scratch)
-        inside = sky.selected.values
-        assert (sky.flux.shape == ds.flux.shape) == (memory == 0 and scratch is None)
-        np.testing.assert_array_equal(inside.sum(axis=(1, 2)), use.sum(axis=(1, 2)))
-        # Kept, they are in the order of the spans; pixels of one span in that of the rows.
-        order = np.lexsort([span[use], slit[use]]) if memory or scratch else slice(None)
-        for name in ("flux", "error", "wavelength", "yrel", "var_rnoise"):
-            np.testing.assert_array_equal(sky[name].values[inside], ds[name].values[use][order])
+    for memory, stacked in ((0, False), (0, True), (2**30, False)):
+        place = dask.config.set({"temporary-directory": str(tmp_path)})
+        with place, ExitStack() as stack:
+            args = (stack,) if stacked else ()
+            sky = packed(kept(given, memory), memory, grid, *args)
+            inside = sky.selected.values
+            assert bool(list(tmp_path.rglob("*.npy"))) == stacked
+            assert (sky.flux.shape == ds.flux.shape) == (memory == 0 and not stacked)
+            np.testing.assert_array_equal(inside.sum(axis=(1, 2)), use.sum(axis=(1, 2)))
+            # Kept, they are in the order of the spans; pixels of one span in that of the rows.
+            order = np.lexsort([span[use], slit[use]]) if memory or stacked else slice(None)
+            for name in ("flux", "error", "wavelength", "yrel", "var_rnoise"):
+                found = sky[name].values[inside]
+                np.testing.assert_array_equal(found, ds[name].values[use][order])
 
 
 def test_scratch_files_are_gone_after_a_fit(tmp_path):
-    import dask
-
     ds = mx.simulate_program(exposures=2, slits=6, background_slits=3, seed=1, chunks=4)
     sky, seen = mx.select_background(ds), []
     model = mx.BSpline(spacing=16, penalty=1e-2)
@@ -114,8 +120,6 @@ def test_scratch_files_are_gone_after_a_fit(tmp_path):
 
 def test_one_master_whatever_is_kept():
     """Read again or kept, in any chunks, in any order of exposures, on any scheduler."""
-    import dask
-
     ds = mx.simulate_program(exposures=3, slits=8, background_slits=3, seed=12).compute()
     model = mx.BSpline(spacing=16, penalty=1e-2)
 
