@@ -27,20 +27,16 @@ class _TaskCounter(Callback):
     def _posttask(self, key: Any, result: Any, dsk: Any, state: dict, worker: Any) -> None:
         self._progress.advance(self._bar)
 
-    def expect(self, total: int) -> None:
-        """A cluster begins with so many results; see `mbkg_xr.tasks.completed`."""
-        self._progress.reset(self._bar, total=max(total, 1))
-
-    def advance(self) -> None:
-        """A cluster has one more of them."""
-        self._progress.advance(self._bar)
+    def show(self, done: int, total: int) -> None:
+        """The scheduler of a cluster has done so many; see `mbkg_xr.tasks.completed`."""
+        self._progress.update(self._bar, completed=done, total=max(total, 1))
 
 
 @contextmanager
 def show_progress(console: Console, *, enabled: bool = True) -> Iterator[Callable[[str], None]]:
     """Show a bar while the body runs; call the yielded function with what it is doing.
 
-    The bar follows the tasks of dask's local schedulers, and of a cluster the results that come in.
+    The bar follows the tasks of dask's local schedulers, and those of a cluster as it counts them.
     """
     columns = (TextColumn("{task.description:<40}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not enabled) as progress:

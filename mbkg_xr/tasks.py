@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import dask
@@ -105,23 +106,19 @@ def completed(graph: Mapping, keys: Sequence[Hashable], *, local: bool = False) 
         return
     from distributed import as_completed
 
-    bars = [one for one in map(_listener, Callback.active) if one is not None]
-    for bar in bars:
-        bar.expect(len(keys))
     futures = client.get(dict(graph), list(keys), sync=False)
-    place = {future.key: i for i, future in enumerate(futures)}
-    done = as_completed(futures, with_results=True)
-    del futures
-    held: dict[int, Any] = {}
-    following = 0
-    for future, result in done:
-        held[place[future.key]] = result
-        future.release()
-        for bar in bars:
-            bar.advance()
-        while following in held:
-            yield held.pop(following)
-            following += 1
+    with _shown(client, futures):
+        place = {future.key: i for i, future in enumerate(futures)}
+        done = as_completed(futures, with_results=True)
+        del futures
+        held: dict[int, Any] = {}
+        following = 0
+        for future, result in done:
+            held[place[future.key]] = result
+            future.release()
+            while following in held:
+                yield held.pop(following)
+                following += 1
 
 
 def hold(
@@ -138,13 +135,23 @@ def hold(
     """
     client = cluster()
     futures = client.get(dict(graph), [*keys, *small], sync=False)
-    return futures[: len(keys)], client.gather(futures[len(keys) :])
+    with _shown(client, futures):
+        return futures[: len(keys)], client.gather(futures[len(keys) :])
 
 
-def _listener(callbacks: tuple) -> Any:
-    """The bar of `mbkg_xr.progress` behind one of dask's active callbacks."""
-    owner = next((getattr(c, "__self__", None) for c in callbacks if c is not None), None)
-    return owner if hasattr(owner, "expect") else None
+def _shown(client: Any, futures: Sequence[Any]) -> AbstractContextManager:
+    """Follow a cluster's work where there is a bar to be moved (`mbkg_xr.progress`)."""
+    owners = [next((getattr(c, "__self__", None) for c in cs if c), None) for cs in Callback.active]
+    bars: list[Any] = [one for one in owners if hasattr(one, "show")]
+    if not bars:
+        return nullcontext()
+    from .cluster_progress import followed
+
+    def show(done: int, total: int) -> None:
+        for bar in bars:
+            bar.show(done, total)
+
+    return followed(client, futures, show)
 
 
 def cluster() -> Any:

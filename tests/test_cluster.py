@@ -18,7 +18,6 @@ import mbkg_xr as mx
 from mbkg_xr.chain import run_tree
 from mbkg_xr.cli import main
 from mbkg_xr.cli.cluster import on_cluster
-from mbkg_xr.progress import _TaskCounter
 
 MODEL = mx.BSpline(spacing=16, penalty=1e-2)
 
@@ -237,25 +236,8 @@ def test_a_local_cluster_is_of_this_machine_alone(dashboard, store, tmp_path, re
         else:
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(page, timeout=10)
-        seen = Seen()
-        with _TaskCounter(seen, 0):
-            mx.save(mx.open_program(store, chunks={}), tmp_path / "copy.zarr")
-        assert seen.done == seen.total == 12
     assert not [w for w in recwarn if "Port" in str(w.message)]
     assert not any(process.is_running() for process in of_workers)
-
-
-class Seen:
-    """A bar that is looked at by a test."""
-
-    def __init__(self):
-        self.total = self.done = 0
-
-    def reset(self, bar, total):
-        self.total = total
-
-    def advance(self, bar):
-        self.done += 1
 
 
 def test_no_such_scheduler(store, tmp_path, monkeypatch):
