@@ -22,7 +22,7 @@ import mbkg_xr as mx
 from mbkg_xr import differences, passes
 from mbkg_xr.blas import serial_blas
 from mbkg_xr.blocks import reduce_blocks
-from mbkg_xr.columns import packed
+from mbkg_xr.columns import held
 from mbkg_xr.models import BSpline
 from mbkg_xr.moments import PassState, accumulate
 from mbkg_xr.spans import span_grid
@@ -31,8 +31,7 @@ OFFICIAL = 0.022  # Mpixel/s of the official step on the machine of the measurem
 TRUTH = ["true_background", "true_sky", "outlier"]
 RESULT = ["flux", "error", "background", "background_error", "residual"]
 STAGES = {
-    "keep": (passes, "kept"),
-    "pack": (passes, "packed"),
+    "pack": (passes, "held"),
     "start": (passes, "start"),
     "pass": (passes, "accumulate"),
     "look": (differences, "look"),
@@ -113,7 +112,7 @@ def main():
         cut=np.full(n, 4.0),
         usual=np.full(n, np.inf),
     )
-    sky = packed(selected, 2**33, grid)
+    sky = held(selected, grid, memory=2**33)
     groups = np.zeros(ds.sizes["slit"], dtype=np.int64)
     use = selected.selected.values
     wave, flux, error = (selected[k].values[use] for k in ("wavelength", "flux", "error"))
@@ -133,7 +132,7 @@ def main():
     times = in_turns(
         options.repeat,
         select=lambda: sweep(mx.select_background(ds), ["selected"]),
-        fit_pass=lambda: accumulate(sky, grid, state, groups, 1),
+        fit_pass=lambda: accumulate(sky, state, groups, 1),
         fit=lambda: mx.fit_master(selected),
         subtract=subtract,
         chain=chain,

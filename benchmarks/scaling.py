@@ -32,7 +32,7 @@ from scipy.interpolate import make_lsq_spline
 import mbkg_xr as mx
 from mbkg_xr.blocks import reduce_blocks
 from mbkg_xr.cli.cluster import on_cluster
-from mbkg_xr.columns import packed
+from mbkg_xr.columns import Planes, held
 from mbkg_xr.io.writing import write_chunks
 from mbkg_xr.moments import PassState, accumulate
 from mbkg_xr.schema import PIXEL_DIMS
@@ -59,7 +59,7 @@ def in_memory(exposures, repeat):
     selected = mx.select_background(ds).persist()
     master = mx.fit_master(selected)
     grid = span_grid(ds)
-    sky = packed(selected, 2**33, grid)
+    sky = held(selected, grid, memory=2**33)
     state, groups = pass_state(ds, grid, master), np.zeros(ds.sizes["slit"], dtype=np.int64)
     use = selected.selected.values
     wave, flux, error = (selected[k].values[use] for k in ("wavelength", "flux", "error"))
@@ -87,7 +87,7 @@ def in_memory(exposures, repeat):
     times = in_turns(
         repeat,
         select=lambda: sweep(mx.select_background(ds), ["selected"]),
-        fit_pass=lambda: accumulate(sky, grid, state, groups, 1),
+        fit_pass=lambda: accumulate(sky, state, groups, 1),
         subtract=subtracted,
         chain=chain,
         scipy=lambda: make_lsq_spline(wave, flux, knots, 3, w=1 / error),
@@ -110,13 +110,13 @@ def reading(store, repeat):
     few = ds.isel(slit=slice(0, 256))
     master = mx.fit_master(few, model=mx.BSpline(spacing=8, penalty=1e-2))
     grid = span_grid(ds)
-    sky = packed(ds, 0, grid)
+    sky = Planes.of(ds, grid)
     state, groups = pass_state(ds, grid, master), np.zeros(ds.sizes["slit"], dtype=np.int64)
 
     def read():
         return reduce_blocks(ds, COLUMNS, lambda i, a, s: len(a), lambda a, b: a + b)
 
-    times = in_turns(repeat, read=read, fit_pass=lambda: accumulate(sky, grid, state, groups, 1))
+    times = in_turns(repeat, read=read, fit_pass=lambda: accumulate(sky, state, groups, 1))
     pixels = ds.flux.size / 1e6
     return {
         "zarr_read_mpixel_s": round(pixels / times["read"][0], 2),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial, reduce
 from operator import itemgetter
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from .fuse import fused
 from .tasks import cluster, completed, workers
 
-__all__ = ["Call", "Constant", "aligned", "map_slits", "reduce_blocks", "unpacked"]
+__all__ = ["Call", "Constant", "added", "aligned", "map_slits", "reduce_blocks", "unpacked"]
 
 _BLOCK = 64  # slits at a time where nothing is chunked
 _PIXELS = 2**20  # or about so many of their pixels
@@ -125,17 +125,44 @@ def reduce_blocks(
     if not lazy and ds.sizes["slit"] <= _BLOCK:
         return block(0, [np.ascontiguousarray(d) for d in data], shared)
     chunks, graph, columns = aligned(data) if lazy else _sliced(data)
+    starts = np.concatenate([[0], np.cumsum(chunks)[:-1]]).tolist()
+    return added(graph, columns, starts, block, add, shared, local=not lazy)
+
+
+def added(
+    graph: Mapping,
+    columns: Sequence[tuple[Hashable, ...]],
+    starts: Sequence[int],
+    block: Callable[[int, Sequence[Any], Any], Any],
+    add: Callable[[Any, Any], Any],
+    shared: Any = None,
+    *,
+    local: bool,
+) -> Any:
+    """Apply ``block(start, values of keys, shared)`` to each lot of keys and add up the results.
+
+    Parameters
+    ----------
+    graph
+        A dask graph that gives the keys.
+    columns, starts
+        Keys and first slit of each lot.
+    block, add, shared
+        As in `reduce_blocks`.
+    local
+        Whether what the graph needs lies in this process.
+    """
+    graph = dict(graph)
     state = f"state-{uuid.uuid4().hex}"
     # With what it carries, a block function is sent to each worker once, and not with each task.
     graph[state] = (Constant((block, shared)),)
-    starts = np.concatenate([[0], np.cumsum(chunks)[:-1]]).tolist()
-    parts: list[Hashable] = [(f"block-{state}", i) for i in range(len(chunks))]
+    parts: list[Hashable] = [(f"block-{state}", i) for i in range(len(columns))]
     tasks = list(parts)
     for part, start, keys in zip(parts, starts, columns, strict=True):
         graph[part] = (_of_block, start, list(keys), state)
     merge, level = Call(partial(reduce, add)), 0
     # A cluster's sums are fetched now and then: what was fetched cannot be lost with a worker.
-    most = _FETCHED if lazy and cluster() is not None else len(parts)
+    most = _FETCHED if not local and cluster() is not None else len(parts)
     while len(parts) > 1 and 8**level < most:
         level += 1
         lots = [parts[i : i + 8] for i in range(0, len(parts), 8)]
@@ -143,7 +170,7 @@ def reduce_blocks(
         graph |= {part: (merge, lot) for part, lot in zip(parts, lots, strict=True)}
         tasks += parts
     # Blocks and sums stay tasks of their own: all in one would be done one after the other.
-    return reduce(add, completed(fused(graph, tasks), parts, local=not lazy))
+    return reduce(add, completed(fused(graph, tasks), parts, local=local))
 
 
 _FETCHED = 64

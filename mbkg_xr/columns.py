@@ -1,21 +1,24 @@
-"""The columns of pixels that the passes of a fit read, and which of them are kept between passes.
+"""Where the pixels of a fit are held between its passes.
 
-A sixth of the pixels see sky at shutter centres. Where these fit in memory they are kept, packed
-span by span; where they do not, they are packed into scratch files, which read many times faster
+Those that passes and looks read are packed (`mbkg_xr.packing`) as they are read for the first time.
+They are kept in memory; what does not fit there goes to scratch files, which read many times faster
 than a store. The workers of a cluster hold them (`mbkg_xr.lots`). Where there is no room for them
-the pixels are read again, and only the mask is kept, a bit a pixel.
+the pixels are read again each time, and only the mask of the selected ones is kept, a bit a pixel.
 """
 
 from __future__ import annotations
 
 import shutil
+import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import dask
 import dask.array as da
@@ -23,17 +26,62 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .blocks import Call, map_slits, reduce_blocks, unpacked
-from .kernels import kernel
+from .blocks import Constant, added, map_slits, reduce_blocks
 from .lots import can_hold, held_lots
+from .packing import COLUMNS, Packed, Pixels, Stored, pack, planes
 from .schema import PIXEL_DIMS
-from .spans import SpanGrid, find_span
-from .tasks import cluster
+from .spans import SpanGrid
+from .tasks import cluster, workers
 
-__all__ = ["kept", "packed", "per_unit_sky"]
+__all__ = [
+    "Block",
+    "Held",
+    "Parts",
+    "Planes",
+    "Sight",
+    "Source",
+    "held",
+    "pass_columns",
+    "per_unit_sky",
+]
 
-_PASS = ("flux", "error", "wavelength", "yrel", "var_rnoise", "var_poisson")
-_LOOK = (*_PASS, "quality")
+#: Pixels of some slits with the slits they belong to, as a block function takes them.
+Parts = list[tuple[slice, Pixels]]
+#: ``block(slits, parts, shared)``: what is found of consecutive slits.
+Block = Callable[[slice, Parts, Any], Any]
+
+_PIXELS = 2**19  # that a block function gets at a time, about
+
+
+class Sight(Protocol):
+    """Which pixels a look may see, whatever the fit has found by then."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Pixel variables that tell."""
+
+    def mask(self, slits: slice, *columns: NDArray) -> NDArray[np.bool_]:
+        """``(slit, y, x)``, from blocks of `columns`."""
+
+
+class Source(Protocol):
+    """Pixels of a slit dataset, wherever they are."""
+
+    #: The slits' coordinates.
+    slits: xr.Dataset
+    grid: SpanGrid
+    #: Number of selected pixels within the spans.
+    size: int
+
+    def reduce(
+        self,
+        block: Block,
+        add: Callable[[Any, Any], Any],
+        shared: Any = None,
+        *,
+        seen: bool = False,
+    ) -> Any:
+        """Apply a block function to all selected pixels, or to all that a look sees, and add up."""
 
 
 def per_unit_sky(ds: xr.Dataset) -> xr.Dataset:
@@ -49,155 +97,198 @@ def per_unit_sky(ds: xr.Dataset) -> xr.Dataset:
     return ds.assign(scaled)
 
 
-def kept(ds: xr.Dataset, memory: int) -> xr.Dataset:
-    """The dataset with the columns that every pass reads in memory, where they are small enough."""
-    used = ["selected", *_LOOK]
-    columns = ds[[name for name in used if name in ds.variables]].reset_coords()
-    columns = columns[[name for name in used if name in columns]]
-    # Packed pixels come beside them: a quarter as much.
-    if 1.25 * columns.nbytes > memory:
-        return ds
-    held = columns.persist()
-    coords = {n: held[n].variable for n in columns.data_vars if n in ds.coords}
-    rest = {n: held[n].variable for n in columns.data_vars if n not in ds.coords}
-    return ds.assign_coords(coords).assign(rest)
-
-
-def packed(
-    ds: xr.Dataset, memory: int, grid: SpanGrid, stack: ExitStack | None = None
-) -> xr.Dataset:
-    """The selected pixels only, ``(slit, 1, n)``, in memory; or, where too many, in scratch files
-    or behind a known mask.
-
-    Packed pixels of a slit are in the order of the spans, so that a pass finds all that it has in
-    one span together, and touches its sums once.
+def held(
+    ds: xr.Dataset,
+    grid: SpanGrid,
+    *,
+    memory: int,
+    sight: Sight | None = None,
+    stack: ExitStack | None = None,
+) -> Source:
+    """The pixels that passes and looks read, held where there is room. Reads all pixels.
 
     Parameters
     ----------
     ds
-        A selected slit dataset.
-    memory
-        Bytes that packed pixels may take.
+        A selected slit dataset. The selection is made once, here.
     grid
         The spans.
+    memory
+        Bytes that packed pixels may take in memory.
+    sight
+        Which pixels looks see; None: there are no looks.
     stack
         At its end goes what was packed for it: in scratch files, where too much for memory, or
-        held by the workers of a cluster.
-
-    Returns
-    -------
-    xarray.Dataset
-        For passes over selected pixels: the columns they read, and the slits' coordinates. The
-        selection has been made, once.
+        held by the workers of a cluster. None: neither is to be.
     """
-    names = [name for name in _PASS if name in ds.variables]
     slits = ds.drop_vars([str(n) for n, v in ds.variables.items() if v.ndim > 1])
-    if stack is not None and can_hold(_usual_size(ds, names), memory):
-        return slits.assign(_with_workers(ds, names, grid, stack))
-    counts, mask = reduce_blocks(ds, ["selected"], _count_block, _joined)
-    width = max(int(counts.max(initial=0)), 1)
-    fits = counts.size * width * (4 * len(names) + 1) <= memory
-    spilt = None
-    if not fits and stack is not None and cluster() is None:
-        spilt = _spilt(ds, names, counts, grid, stack)
-    columns: dict[str, Any]
-    if spilt is not None:
-        selected, columns = spilt
-    elif not fits:
-        shape = ds["flux"].shape[1:]
-        selected = map_slits(_mask_block, ds["flux"], mask[:, None], dtype=np.bool_, shape=shape)
-        columns = {name: (PIXEL_DIMS, ds[name].data) for name in names}
-    else:
-        held = map_slits(
-            _pack_block,
-            ds["flux"],
-            ds["selected"].data,
-            *[ds[name].data for name in names],
-            dtype=(np.bool_, *[np.float32] * len(names)),
-            plane=(1, width),
-            width=width,
-            grid=grid,
-        )
-        selected = held[0]
-        columns = {n: (PIXEL_DIMS, h) for n, h in zip(names, held[1:], strict=True)}
-    columns["selected"] = (PIXEL_DIMS, selected, ds["selected"].attrs)
-    out = slits.assign(columns)
-    if not fits:
-        return out
-    # In one piece a pass takes it in few large blocks; what workers of a cluster hold stays there.
-    return out.load() if cluster() is None else out.persist()
+    names = pass_columns(ds)
+    looks = sight.columns if sight is not None else ()
+    lazy = any(isinstance(ds[name].data, da.Array) for name in ("selected", *looks, *names))
+    if lazy and cluster() is not None:
+        if stack is not None and can_hold(_usual_size(ds), memory):
+            return _on_workers(ds, slits, grid, sight, stack)
+        return Planes.of(ds, grid, sight)
+    room = _Room(memory, stack)
 
-
-def _usual_size(ds: xr.Dataset, names: list[str]) -> int:
-    """Bytes of packed pixels, nearly: a third of all."""
-    return (4 * len(names) + 1) * ds["flux"].size // 3
-
-
-def _with_workers(
-    ds: xr.Dataset, names: list[str], grid: SpanGrid, stack: ExitStack
-) -> dict[str, Any]:
-    """The mask and columns of packed pixels that the workers of a cluster hold."""
-    every = ["selected", *names]
-    held = held_lots(
-        partial(_pack_block, grid=grid),
-        [ds[name].data for name in every],
-        dtypes=(np.bool_, *[np.float32] * len(names)),
-        stack=stack,
-    )
-    return {n: (PIXEL_DIMS, h, ds[n].attrs) for n, h in zip(every, held, strict=True)}
-
-
-def _spilt(
-    ds: xr.Dataset, names: list[str], counts: NDArray, grid: SpanGrid, stack: ExitStack
-) -> tuple[da.Array, dict[str, Any]] | None:
-    """The mask and columns of packed pixels that lie in files, one a block of slits; None where
-    there is no room for them.
-    """
-
-    def block(start: int, arrays: Sequence[NDArray], shared: Any) -> list[tuple[int, int]]:
-        n = len(arrays[0])
-        width = max(int(counts[start : start + n].max(initial=0)), 1)
-        made = _pack_block(*arrays, width=width, grid=grid)
-        np.save(folder / f"{start}.npy", np.stack(made[1:]))
-        return [(start, n)]
+    def block(start: int, arrays: Sequence[NDArray], shared: Any) -> list[Packed | Stored]:
+        where = slice(start, start + len(arrays[0]))
+        return [room.keep(start, _pack_block(grid, sight, where, *arrays))]
 
     try:
-        place = dask.config.get("temporary-directory", None)
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="mbkg-xr-", dir=place)))
-        room = shutil.disk_usage(folder).free
-    except OSError:
-        return None
-    # Slits of a block are as wide as its fullest, and others need room, too.
-    if room < 4 * 4 * len(names) * int(counts.sum()):
-        return None
-    lots = reduce_blocks(ds, ["selected", *names], block, lambda a, b: a + b)
-    name, width = f"spilt-{uuid.uuid4().hex}", max(int(counts.max(initial=0)), 1)
-    read = Call(partial(_read_back, width=width))
-    graph = {
-        (name, i, 0, 0): (read, str(folder / f"{start}.npy"), counts[start : start + n])
-        for i, (start, n) in enumerate(lots)
-    }
-    chunks = (tuple(n for _, n in lots), (1,), (width,))
-    blocks = da.Array(graph, name, chunks, dtype=object)
-    selected, *columns = unpacked(blocks, (np.bool_, *[np.float32] * len(names)))
-    return selected, {n: (PIXEL_DIMS, c) for n, c in zip(names, columns, strict=True)}
+        parts = reduce_blocks(ds, ["selected", *looks, *names], block, lambda a, b: a + b)
+    except _NoRoom:
+        return Planes.of(ds, grid, sight)
+    key = uuid.uuid4().hex
+    keys: list[Hashable] = [(f"held-{key}", i) for i in range(len(parts))]
+    graph = {k: (Constant([part]),) for k, part in zip(keys, parts, strict=True)}
+    lengths, sizes = ([getattr(p, what) for p in parts] for what in ("slits", "size"))
+    return Held(slits, grid, sum(sizes), graph, keys, lengths, sizes, local=True)
 
 
-def _read_back(path: str, counts: NDArray, *, width: int) -> tuple[NDArray, ...]:
-    """Mask and columns of a block, which is as wide in its file as its own fullest slit."""
-    held = np.load(path)
-    made = np.full((*held.shape[:-1], width), np.nan, dtype=np.float32)
-    made[..., : held.shape[-1]] = held
-    return (np.arange(width) < counts[:, None, None], *made)
+def pass_columns(ds: xr.Dataset) -> list[str]:
+    """Names of the arrays that a pass reads beside the mask: both variances or neither."""
+    names = [name for name in COLUMNS if name in ds.variables]
+    return names if len(names) == len(COLUMNS) else names[:4]
 
 
-def _count_block(start: int, arrays: Sequence[NDArray], shared: Any) -> tuple[NDArray, NDArray]:
-    flat = arrays[0].reshape(len(arrays[0]), -1)
-    return flat.sum(axis=1), np.packbits(flat, axis=1)
+def _pack_block(
+    grid: SpanGrid, sight: Sight | None, where: slice, selected: NDArray, *arrays: NDArray
+) -> Packed:
+    n = len(sight.columns) if sight is not None else 0
+    seen = np.zeros_like(selected) if sight is None else sight.mask(where, *arrays[:n])
+    return pack(selected, seen, arrays[n:], grid)
 
 
-def _joined(a: tuple, b: tuple) -> tuple[NDArray, NDArray]:
-    return np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]])
+@dataclass
+class Held:
+    """Packed pixels, in memory, in scratch files, or on the workers of a cluster.
+
+    Attributes
+    ----------
+    slits, grid, size
+        As of any `Source`.
+    graph, keys
+        Of dask: where each lot of packed pixels is.
+    lengths, sizes
+        Slits and selected pixels of each lot.
+    local
+        Whether all of them are in this process.
+    """
+
+    slits: xr.Dataset
+    grid: SpanGrid
+    size: int
+    graph: dict
+    keys: list[Hashable]
+    lengths: list[int]
+    sizes: list[int]
+    local: bool
+
+    def reduce(
+        self,
+        block: Block,
+        add: Callable[[Any, Any], Any],
+        shared: Any = None,
+        *,
+        seen: bool = False,
+    ) -> Any:
+        """Apply a block function to all selected pixels, or to all that a look sees, and add up."""
+        starts = np.concatenate([[0], np.cumsum(self.lengths)]).tolist()
+        lots = self._lots()
+        columns = [tuple(self.keys[i] for i in lot) for lot in lots]
+        run = partial(_run, block, seen)
+        first = [starts[lot[0]] for lot in lots]
+        return added(self.graph, columns, first, run, add, shared, local=self.local)
+
+    def _lots(self) -> list[range]:
+        """Those that one task takes: few large tasks, but two for every worker."""
+        if not self.local:
+            return [range(i, i + 1) for i in range(len(self.keys))]
+        most = min(_PIXELS, -(-self.size // (2 * workers())))
+        lots, first, held = [], 0, 0
+        for i, size in enumerate(self.sizes):
+            if i > first and held + size > most:
+                lots.append(range(first, i))
+                first, held = i, 0
+            held += size
+        return [*lots, range(first, len(self.sizes))]
+
+
+def _run(
+    block: Block, seen: bool, start: int, lots: Sequence[list[Packed | Stored]], shared: Any
+) -> Any:
+    parts: Parts = []
+    first = start
+    for one in chain.from_iterable(lots):
+        where = slice(start, start + one.slits)
+        parts += [(where, pixels) for pixels in one.pixels(seen=seen)]
+        start = where.stop
+    return block(slice(first, start), parts, shared)
+
+
+@dataclass
+class Planes:
+    """Pixels that are read again each time; of a mask that is known.
+
+    Attributes
+    ----------
+    slits, grid, size
+        As of any `Source`.
+    ds
+        With all pixels.
+    sight
+        Which of them looks see.
+    """
+
+    slits: xr.Dataset
+    grid: SpanGrid
+    size: int
+    ds: xr.Dataset
+    sight: Sight | None
+
+    @classmethod
+    def of(cls, ds: xr.Dataset, grid: SpanGrid, sight: Sight | None = None) -> Planes:
+        """Finds out which pixels are selected, once."""
+
+        def block(start: int, arrays: Sequence[NDArray], shared: Any) -> tuple[int, NDArray]:
+            selected, wavelength = arrays
+            inside = (wavelength >= grid.edges[0]) & (wavelength < grid.edges[-1])
+            flat = selected.reshape(len(selected), -1)
+            return int(np.count_nonzero(selected & inside)), np.packbits(flat, axis=1)
+
+        def joined(a: tuple, b: tuple) -> tuple[int, NDArray]:
+            return a[0] + b[0], np.concatenate([a[1], b[1]])
+
+        size, bits = reduce_blocks(ds, ["selected", "wavelength"], block, joined)
+        shape = ds["flux"].shape[1:]
+        mask = map_slits(_mask_block, ds["flux"], bits[:, None], dtype=np.bool_, shape=shape)
+        known = ds.assign(selected=(PIXEL_DIMS, mask, ds["selected"].attrs))
+        slits = ds.drop_vars([str(n) for n, v in ds.variables.items() if v.ndim > 1])
+        return cls(slits, grid, size, known, sight)
+
+    def reduce(
+        self,
+        block: Block,
+        add: Callable[[Any, Any], Any],
+        shared: Any = None,
+        *,
+        seen: bool = False,
+    ) -> Any:
+        """Apply a block function to all selected pixels, or to all that a look sees, and add up."""
+        names, grid, sight = pass_columns(self.ds), self.grid, self.sight
+
+        def run(start: int, arrays: Sequence[NDArray], shared: Any) -> Any:
+            where = slice(start, start + len(arrays[0]))
+            if seen and sight is not None:
+                n = len(sight.columns)
+                mask, columns = sight.mask(where, *arrays[:n]), arrays[n:]
+            else:
+                mask, columns = arrays[0], arrays[1:]
+            return block(where, [(where, planes(mask, columns, grid))], shared)
+
+        asked = sight.columns if seen and sight is not None else ("selected",)
+        return reduce_blocks(self.ds, [*asked, *names], run, add, shared)
 
 
 def _mask_block(mask: NDArray, *, shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -205,54 +296,52 @@ def _mask_block(mask: NDArray, *, shape: tuple[int, int]) -> NDArray[np.bool_]:
     return bits.view(np.bool_).reshape(-1, *shape)
 
 
-def _pack_block(
-    selected: NDArray, *columns: NDArray, grid: SpanGrid, width: int | None = None
-) -> tuple[NDArray, ...]:
-    """Mask and columns, ``(slit, 1, width)``; of the fullest slit where no width is given."""
-    if width is None:
-        width = max(int(np.count_nonzero(selected, axis=(1, 2)).max(initial=0)), 1)
-    shape = (len(selected), 1, width)
-    made = [np.full(shape, np.nan, dtype=np.float32) for _ in columns]
-    counts, order = np.zeros(len(selected), dtype=np.int64), np.empty(shape, dtype=np.int32)
-    wavelength = np.ascontiguousarray(columns[_PASS.index("wavelength")])
-    _in_order(
-        np.ascontiguousarray(selected), wavelength, grid.edges, grid.lookup, grid.step,
-        counts, order,
-    )  # fmt: skip
-    for column, out in zip(columns, made, strict=True):
-        _pack(np.ascontiguousarray(column), counts, order, out)
-    return (np.arange(width) < counts[:, None, None], *made)
+class _NoRoom(Exception):
+    """Neither in memory nor for scratch files."""
 
 
-@kernel
-def _in_order(selected, wavelength, edges, lookup, step, counts, order):  # pragma: no cover
-    """Where in its plane each slit's selected pixels lie, in the order of the spans."""
-    ny, nx = selected.shape[1:]
-    place = np.empty(edges.size + 1, dtype=np.int64)
-    spans = np.empty(order.shape[2], dtype=np.int64)
-    where = np.empty(order.shape[2], dtype=np.int32)
-    for s in range(selected.shape[0]):
-        place[:] = 0
-        found = 0
-        for i in range(ny):
-            for j in range(nx):
-                if selected[s, i, j]:
-                    n, _ = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
-                    spans[found], where[found] = n + 1, i * nx + j  # first those outside
-                    place[n + 2] += 1
-                    found += 1
-        for n in range(1, place.size):
-            place[n] += place[n - 1]
-        for k in range(found):
-            order[s, 0, place[spans[k]]] = where[k]
-            place[spans[k]] += 1
-        counts[s] = found
+class _Room:
+    """Memory first, then scratch files: what there is room for, asked from several threads."""
+
+    def __init__(self, memory: int, stack: ExitStack | None):
+        self.left, self.stack = memory, stack
+        self.folder: Path | None = None
+        self.lock = threading.Lock()
+
+    def keep(self, start: int, packed: Packed) -> Packed | Stored:
+        with self.lock:
+            if packed.nbytes <= self.left:
+                self.left -= packed.nbytes
+                return packed
+            if self.stack is None:
+                raise _NoRoom
+            try:
+                if self.folder is None:
+                    place = dask.config.get("temporary-directory", None)
+                    folder = TemporaryDirectory(prefix="mbkg-xr-", dir=place)
+                    self.folder = Path(self.stack.enter_context(folder))
+                # Other threads write at the same time, and others need room, too.
+                if shutil.disk_usage(self.folder).free < 8 * packed.nbytes:
+                    raise _NoRoom
+            except OSError as error:
+                raise _NoRoom from error
+        try:
+            return packed.write(self.folder / f"{start}.pixels")
+        except OSError as error:
+            raise _NoRoom from error
 
 
-@kernel
-def _pack(column, counts, order, out):  # pragma: no cover - compiled
-    nx = column.shape[2]
-    for s in range(column.shape[0]):
-        for k in range(counts[s]):
-            at = order[s, 0, k]
-            out[s, 0, k] = column[s, at // nx, at % nx]
+def _on_workers(
+    ds: xr.Dataset, slits: xr.Dataset, grid: SpanGrid, sight: Sight | None, stack: ExitStack
+) -> Held:
+    """Packed where they are read, and left there."""
+    looks = sight.columns if sight is not None else ()
+    arrays = [ds[name].data for name in ("selected", *looks, *pass_columns(ds))]
+    make = partial(_pack_block, grid, sight)
+    lots, lengths, sizes = held_lots(make, arrays, stack=stack)
+    return Held(slits, grid, sum(sizes), lots, [*lots], lengths, sizes, local=False)
+
+
+def _usual_size(ds: xr.Dataset) -> int:
+    """Bytes of packed pixels, nearly: half of all."""
+    return 4 * len(pass_columns(ds)) * ds["flux"].size // 2

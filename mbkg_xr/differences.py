@@ -8,17 +8,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .columns import Source
 from .mixed import solve_scales
 from .moments import PassState
 from .profile import STRENGTHS, solve_profile
 from .profile_sums import ProfileSums
 from .quality import do_not_use
 from .scales import Scales, SlitScales
-from .shutters import look, sky_shutters
-from .spans import SpanGrid
+from .shutters import ShutterSight, look, sky_shutters
 from .terms import BIN_SPANS, Terms, bin_phase
 
-__all__ = ["Differences", "find_differences"]
+__all__ = ["Differences", "find_differences", "shutter_sight"]
 
 Array = NDArray[np.float64]
 
@@ -48,9 +48,17 @@ class Differences:
         return replace(self, terms=replace(self.terms, profile=solve_profile(*self.told)))
 
 
+def shutter_sight(ds: xr.Dataset, *, profile: bool) -> ShutterSight:
+    """What looks at a selected slit dataset see."""
+    kinds = tuple(sorted({int(n) for n in ds["n_shutters"].values if n > 0})) if profile else ()
+    bits = int(ds["selected"].attrs.get("excluded_flags", 0)) | do_not_use(ds["quality"])
+    sky = sky_shutters(ds) & _tells_profile(ds)[:, None]
+    return ShutterSight.of(ds, bits=bits, sky=sky, kinds=kinds)
+
+
 def find_differences(
-    ds: xr.Dataset,
-    grid: SpanGrid,
+    pixels: Source,
+    sight: ShutterSight,
     state: PassState,
     present: Differences,
     constrained: NDArray[np.bool_],
@@ -63,10 +71,10 @@ def find_differences(
 
     Parameters
     ----------
-    ds
-        The selected slit dataset.
-    grid, state
-        The spans, and the present master and noise.
+    pixels, sight
+        The pixels that looks see, and which they are (`shutter_sight`).
+    state
+        The present master and noise.
     present
         What was found so far.
     constrained
@@ -76,13 +84,12 @@ def find_differences(
     provisional
         Try few strengths of the profile's prior, enough to choose a model with.
     """
-    sky = sky_shutters(ds) & _tells_profile(ds)[:, None]
+    ds, grid = pixels.slits, pixels.grid
+    sky = sight.sky
     if present.scales is not None:
-        sky &= present.scales.used
-    kinds = tuple(sorted({int(n) for n in ds["n_shutters"].values if n > 0})) if profile else ()
-    bits = int(ds["selected"].attrs.get("excluded_flags", 0)) | do_not_use(ds["quality"])
+        sky = sky & present.scales.used
     span_phase, phase = bin_phase(grid.edges, constrained)
-    sums = look(ds, grid, state, present.terms, bits=bits, sky=sky, kinds=kinds, phase=phase)
+    sums = look(pixels, state, present.terms, sight=sight, sky=sky, phase=phase)
     if not sums.weight.any():
         return present  # a sky that is nowhere positive has no fractions
     terms = replace(present.terms, phase=span_phase)
@@ -108,7 +115,7 @@ def find_differences(
             light=found.light,
         )
     if profile:
-        told = (sums.profile, phase, kinds)
+        told = (sums.profile, phase, sight.kinds)
         strengths = STRENGTHS[::2] if provisional else STRENGTHS
         table = solve_profile(*told, errors=False, strengths=strengths)
         terms = replace(terms, profile=table, kind=table.index(ds["n_shutters"].values))

@@ -10,14 +10,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import dask.array as da
 import numpy as np
-from numpy.typing import NDArray
 
-from .blocks import Call, aligned, unpacked
+from .blocks import Call, aligned
 from .fuse import fused
 from .tasks import cluster, hold, workers
 
@@ -39,46 +38,41 @@ def can_hold(size: int, memory: int) -> bool:
 
 
 def held_lots(
-    make: Callable[..., tuple[NDArray, ...]],
-    arrays: Sequence[da.Array],
-    *,
-    dtypes: Sequence[Any],
-    stack: ExitStack,
-) -> tuple[da.Array, ...]:
-    """Rows of slits made of other arrays, in lots that stay with the workers. Computes.
+    make: Callable[..., Any], arrays: Sequence[Any], *, stack: ExitStack
+) -> tuple[dict[Hashable, Any], list[int], list[int]]:
+    """Packed pixels of all slits, in lots that stay with the workers. Computes.
 
     Parameters
     ----------
     make
-        Takes numpy blocks of `arrays`, and returns as many ``(slit, 1, n)`` blocks as `dtypes`,
-        n as it likes.
+        ``make(slits, *blocks)``: what is held of a chunk, which has a `size`.
     arrays
         ``(slit, y, x)``, some of them lazy.
-    dtypes
-        Of what comes back.
     stack
         At its end the workers let go of the lots.
 
     Returns
     -------
-    tuple of dask.array.Array
-        ``(slit, 1, n)`` with the largest n; a block may have fewer columns.
+    futures, lengths, sizes
+        Of each lot: a future of a list, one a chunk, by its key; the number of its slits; the sum
+        of the sizes.
     """
     chunks, graph, columns = aligned(arrays)
+    starts = [0, *np.cumsum(chunks).tolist()]
     lots = _lots(chunks, max(int(np.prod(a.shape[1:])) for a in arrays))
     name = f"lot-{uuid.uuid4().hex}"
-    keys: list[Hashable] = [(name, i, 0, 0) for i in range(len(lots))]
-    widths: list[Hashable] = [(f"width-{name}", i) for i in range(len(lots))]
+    keys: list[Hashable] = [(name, i) for i in range(len(lots))]
+    sizes: list[Hashable] = [(f"size-{name}", i) for i in range(len(lots))]
     for chunk, names in enumerate(columns):
-        graph[f"part-{name}", chunk] = (Call(make), *names)
-    for key, width, lot in zip(keys, widths, lots, strict=True):
-        graph[key] = (Call(_joined), [(f"part-{name}", chunk) for chunk in lot])
-        graph[width] = (_width, key)
-    futures, found = hold(fused(graph, [*keys, *widths]), keys, widths)
+        part = Call(partial(make, slice(starts[chunk], starts[chunk + 1])))
+        graph[f"part-{name}", chunk] = (part, *names)
+    for key, size, lot in zip(keys, sizes, lots, strict=True):
+        graph[key] = (list, [(f"part-{name}", chunk) for chunk in lot])
+        graph[size] = (_size, key)
+    futures, found = hold(fused(graph, [*keys, *sizes]), keys, sizes)
     stack.callback(_release, futures)
-    lengths = tuple(sum(chunks[chunk] for chunk in lot) for lot in lots)
-    held = dict(zip(keys, futures, strict=True))
-    return unpacked(da.Array(held, name, (lengths, (1,), (max(found),)), dtype=object), dtypes)
+    lengths = [starts[lot.stop] - starts[lot.start] for lot in lots]
+    return dict(zip(keys, futures, strict=True)), lengths, found
 
 
 def _lots(chunks: Sequence[int], pixels: int) -> list[range]:
@@ -90,24 +84,8 @@ def _lots(chunks: Sequence[int], pixels: int) -> list[range]:
     return [range(a, b) for a, b in pairwise(cuts)]
 
 
-def _joined(parts: Sequence[tuple[NDArray, ...]]) -> tuple[NDArray, ...]:
-    """One row a slit, as wide as the widest; what is added is 0 or NaN."""
-    if len(parts) == 1:
-        return tuple(parts[0])
-    width = max(part[0].shape[2] for part in parts)
-    return tuple(
-        np.concatenate([_widened(block, width) for block in column])
-        for column in zip(*parts, strict=True)
-    )
-
-
-def _widened(block: NDArray, width: int) -> NDArray:
-    fill = np.nan if block.dtype.kind == "f" else 0
-    return np.pad(block, ((0, 0), (0, 0), (0, width - block.shape[2])), constant_values=fill)
-
-
-def _width(lot: tuple[NDArray, ...]) -> int:
-    return int(lot[0].shape[2])
+def _size(lot: Sequence[Any]) -> int:
+    return sum(part.size for part in lot)
 
 
 def _release(futures: Sequence[Any]) -> None:

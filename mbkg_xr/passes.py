@@ -16,8 +16,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .checks import CONVERGED, FAR, NO_SKY, Model, check_slits, sky_level
-from .columns import kept, packed
-from .differences import Differences, find_differences
+from .columns import held
+from .differences import Differences, find_differences, shutter_sight
 from .drift import Clock, Drift, without_trend
 from .errors import FitError
 from .models import BSpline, Drifted, Fitted, Problem, fit_drift, products, relative_change
@@ -101,16 +101,17 @@ def _passes(
     say: Callable[[str], None],
 ) -> Passes:
     say("selection")
+    differs = (scales is not None or profile) and not model.log_data
     # What differs between slits is looked for in other pixels than the selected ones, too.
-    ds = kept(ds, memory)
-    sky = packed(ds, memory, grid, stack)
+    sight = shutter_sight(ds, profile=profile) if differs else None
+    sky = held(ds, grid, memory=memory, sight=sight, stack=stack)
     time = None if drift is None else Clock.of(ds, drift.order).functions(ds["mjd"].values)
     drifted: Drifted | None = None
     differ = Differences(Terms.none(ds.sizes["slit"], grid.size))
     say("running median")
-    scale, state = start(sky, grid, log_data=model.log_data, slits=ds)
+    scale, state = start(sky, log_data=model.log_data, slits=ds)
     say("noise")
-    sums = accumulate(sky, grid, state, groups, n_groups, differ.terms)
+    sums = accumulate(sky, state, groups, n_groups, differ.terms)
     check_slits(ds, sums, bad_slits)
     for _ in range(_RESCALINGS):
         factor = scatter_of(sums)
@@ -118,10 +119,9 @@ def _passes(
             break
         # Errors so far from the scatter that the histogram of z cannot hold it.
         state = replace(state, unit=state.unit * float(np.clip(factor, 0.05, 20)))
-        sums = accumulate(sky, grid, state, groups, n_groups, differ.terms)
+        sums = accumulate(sky, state, groups, n_groups, differ.terms)
     state = next_state(state, sums, rule, state.model)
 
-    differs = (scales is not None or profile) and not model.log_data
     settled = max(_DIFFER_PASSES) if differs else CHOOSE_PASS
     history: list[dict] = []
     fitted: Fitted | None = None
@@ -131,7 +131,7 @@ def _passes(
         say(f"pass {number}")
         follow = time is not None and number >= CHOOSE_PASS and (drifted is None or drifted.changes)
         weights = products(time)[:, 1:] if follow and time is not None else None
-        sums = accumulate(sky, grid, state, groups, n_groups, differ.terms, weights)
+        sums = accumulate(sky, state, groups, n_groups, differ.terms, weights)
         problem = Problem(grid, sums.moments, sums.count, scale)
         if not sums.count.any():
             raise FitError(
@@ -159,12 +159,12 @@ def _passes(
             differ = replace(differ, terms=_changing(differ.terms, drifted, time))
         # Slits cannot differ by fractions of a sky that is not there.
         lit = sky_level(fitted, problem.constrained, history[-1]["scatter"]) > NO_SKY
-        if differs and lit and number in _DIFFER_PASSES:
+        if sight is not None and lit and number in _DIFFER_PASSES:
             say("slits")
             seen = replace(state, unit=history[-1]["scatter"])
             differ = find_differences(
-                ds,
-                grid,
+                sky,
+                sight,
                 seen,
                 differ,
                 problem.constrained,

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from .errors import ParameterError
 from .histograms import histogram_quantiles
-from .moments import BIWEIGHT, HISTOGRAM_EDGES, HUBER, TAPERED, PassState, PassSums
+from .moments import HISTOGRAM_EDGES, PassState, PassSums
+from .pass_kernel import BIWEIGHT, HUBER, TAPERED
 from .terms import BIN_SPANS
 
 __all__ = ["BIN_PIXELS", "CHOOSE_PASS", "RULES", "Rule", "next_state", "scatter_of"]

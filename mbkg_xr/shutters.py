@@ -6,7 +6,6 @@ much of it the shutters beside them must expect.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +13,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .blocks import reduce_blocks
+from .columns import Parts, Source
 from .kernels import kernel
 from .moments import PassState, time_factors
 from .profile_sums import FADES, N_NODES, PROFILE_FIRST, PROFILE_STEP, SPILT, ProfileSums
 from .schema import CENTRE, OPEN, occupied_shutters
-from .spans import SpanGrid, find_span
+from .spans import find_span
 from .terms import BIN_SPANS, FIRST_SHUTTER, N_SHUTTERS, Terms, profile_at, shutter_of
 
 __all__ = [
     "CENTRE",
+    "ShutterSight",
     "ShutterSums",
     "look",
     "open_shutters",
@@ -90,117 +90,190 @@ class ShutterSums:
 
 @kernel
 def _look_block(
-    flux, error, var_rnoise, var_poisson, quality, wavelength, yrel,
-    bits, source, first_open, last_open, sky, kind, time_factor, edges, lookup, step,
+    flux, error, wavelength, yrel, var_rnoise, var_poisson, start, stop, order,
+    source, first_open, last_open, sky, kind, row, time_factor, edges, lookup, step,
     model, gain, floor, unit, factor, change, level, offset, stray, light,
     known, first, pitch, known_kind,
     weight, excess, profile,
 ):  # pragma: no cover - compiled  # fmt: skip
     has_var = var_rnoise.shape[0] > 0
-    per_node, n = 1 / PROFILE_STEP, -1
-    for s in range(flux.shape[0]):
+    in_place = order.shape[0] == 0
+    per_node = 1 / PROFILE_STEP
+    for s in range(start.shape[0]):
         sourced = not np.isnan(source[s])
         # A source's wings reach the rows off the centres of its neighbours, and what bars leave of
         # the light there must be known.
         reach = CENTRE if sourced or known_kind[s] < 0 else OPEN
-        for i in range(flux.shape[1]):
-            for j in range(flux.shape[2]):
-                if quality[s, i, j] & bits:
+        # Pixels of one span that follow each other have all of this in common.
+        n, b, low, high, per_width = -1, 0, 0.0, -1.0, 0.0
+        p0 = p1 = p2 = p3 = f = a = read = other = bright = 0.0
+        for k in range(start[s], stop[s]):
+            at = k if in_place else order[k]
+            r = np.float64(yrel[at])
+            y = np.float64(flux[at])
+            e2 = np.float64(error[at]) ** 2
+            if not (np.isfinite(r) and np.isfinite(y) and e2 > 0 and np.isfinite(e2)):
+                continue
+            x = np.float64(wavelength[at])
+            if not (low <= x < high):
+                n, _ = find_span(x, edges, lookup, step)
+                if n < 0:
+                    low, high = 0.0, -1.0
                     continue
+                low, high = edges[n], edges[n + 1]
+                per_width, b = 1 / (high - low), n // BIN_SPANS
+                p0, p1 = model[n, 0] * change[s, n], model[n, 1] * change[s, n]
+                p2, p3 = model[n, 2] * change[s, n], model[n, 3] * change[s, n]
+                f, other, bright = factor[s, n], offset[s, n], light[s, b]
+                a, read = gain[n] * time_factor[s], floor[n]
+            t = (x - low) * per_width
+            mean = ((p3 * t + p2) * t + p1) * t + p0
+            if not mean > 0:
+                continue
+            z = np.floor(r + 0.5)
+            at_source = sourced and abs(r - source[s]) <= 0.5
+            g = profile_at(known, first, pitch, known_kind[s], r, n + t)
+            inside = shutter_of(r)
+            share = f + level[s, inside]
+            variance = e2
+            if a >= 0:
+                rest = np.float64(var_rnoise[at]) if has_var else read
+                if rest > 0 and np.isfinite(rest):
+                    variance = rest + a * max(share * g * mean + other, 0.0)
+            variance *= unit * unit
+            rest = y - other - share * g * mean
+            past = z < first_open[s] or z > last_open[s]
+            if not (at_source or past) and rest * rest > _CLIP * _CLIP * (
+                variance + (_ALLOWED * mean) ** 2
+            ):
+                # Where the profile is not known yet, a bar is no outlier. Once it is, what is
+                # let off here and not at the centres would be taken for light.
+                if abs(r - z) <= reach or known_kind[s] >= 0:
+                    continue
+                if abs(rest) > _CLIP * np.sqrt(variance) + 0.5 * mean:
+                    continue
+            # All rows of a source's shutter count: what reaches the next one goes with all of
+            # its light, wherever in the shutter it sits.
+            if at_source or (abs(r - z) <= reach and not past):
+                m = g * mean
+                w = m / variance
+                weight[s, inside, b] += w * m
+                excess[s, inside, b] += w * (y - m)
+            # Rows past the last open shutter show how its light ends.
+            end = shutter_of(min(max(z, first_open[s]), last_open[s]))
+            if sky[s, end] and not at_source and kind[s] >= 0:
+                if past and abs(rest) > _CLIP * np.sqrt(variance) + 1.5 * mean:
+                    continue
+                m = share * mean
+                if sourced:
+                    spilt = bright * mean
+                    y -= stray[s, end] * spilt
+                    # Rows so near a source hardly tell the profile.
+                    away = abs(r - source[s])
+                    doubt = SPILT * np.exp((0.5 - away) / FADES) * spilt
+                    variance += doubt * doubt
+                node = int(np.floor((r - PROFILE_FIRST) * per_node + 0.5))
+                if 0 <= node < profile.shape[2]:
+                    w = m / variance
+                    profile[0, row[s], node, b] += w * m
+                    profile[1, row[s], node, b] += w * (y - other)
+
+
+@kernel
+def _in_sight(
+    quality, yrel, bits, source, first_open, last_open, sky, kind, mask
+):  # pragma: no cover - compiled
+    for s in range(quality.shape[0]):
+        sourced = not np.isnan(source[s])
+        for i in range(quality.shape[1]):
+            for j in range(quality.shape[2]):
                 r = np.float64(yrel[s, i, j])
-                y = np.float64(flux[s, i, j])
-                e2 = np.float64(error[s, i, j]) ** 2
-                if not (np.isfinite(r) and np.isfinite(y) and e2 > 0 and np.isfinite(e2)):
-                    continue
-                x = np.float64(wavelength[s, i, j])
-                # The next pixel of a row lies in the next span, as a rule.
-                if 0 <= n < edges.size - 2 and edges[n + 1] <= x < edges[n + 2]:
-                    n += 1
-                elif not (n >= 0 and edges[n] <= x < edges[n + 1]):
-                    n, _ = find_span(x, edges, lookup, step)
-                    if n < 0:
-                        continue
-                t = (x - edges[n]) / (edges[n + 1] - edges[n])
-                mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
-                mean *= change[s, n]
-                if not mean > 0:
+                if quality[s, i, j] & bits or not np.isfinite(r):
                     continue
                 z = np.floor(r + 0.5)
-                at_source = sourced and abs(r - source[s]) <= 0.5
-                b = n // BIN_SPANS
-                g = profile_at(known, first, pitch, known_kind[s], r, n + t)
-                inside = shutter_of(r)
-                share = factor[s, n] + level[s, inside]
-                variance = e2
-                a = gain[n] * time_factor[s]
-                if a >= 0:
-                    rest = np.float64(var_rnoise[s, i, j]) if has_var else floor[n]
-                    if rest > 0 and np.isfinite(rest):
-                        variance = rest + a * max(share * g * mean + offset[s, n], 0.0)
-                variance *= unit * unit
-                rest = y - offset[s, n] - share * g * mean
                 past = z < first_open[s] or z > last_open[s]
-                if not (at_source or past) and rest * rest > _CLIP * _CLIP * (
-                    variance + (_ALLOWED * mean) ** 2
-                ):
-                    # Where the profile is not known yet, a bar is no outlier. Once it is, what is
-                    # let off here and not at the centres would be taken for light.
-                    if abs(r - z) <= reach or known_kind[s] >= 0:
-                        continue
-                    if abs(rest) > _CLIP * np.sqrt(variance) + 0.5 * mean:
-                        continue
-                # All rows of a source's shutter count: what reaches the next one goes with all of
-                # its light, wherever in the shutter it sits.
-                if at_source or (abs(r - z) <= reach and not past):
-                    m = g * mean
-                    w = m / variance
-                    weight[s, inside, b] += w * m
-                    excess[s, inside, b] += w * (y - m)
-                # Rows past the last open shutter show how its light ends.
                 end = shutter_of(min(max(z, first_open[s]), last_open[s]))
-                if sky[s, end] and not at_source and kind[s] >= 0:
-                    if past and abs(rest) > _CLIP * np.sqrt(variance) + 1.5 * mean:
-                        continue
-                    m = share * mean
-                    if sourced:
-                        spilt = light[s, b] * mean
-                        y -= stray[s, end] * spilt
-                        # Rows so near a source hardly tell the profile.
-                        away = abs(r - source[s])
-                        doubt = SPILT * np.exp((0.5 - away) / FADES) * spilt
-                        variance += doubt * doubt
-                    node = int(np.floor((r - PROFILE_FIRST) * per_node + 0.5))
-                    if 0 <= node < profile.shape[2]:
-                        w = m / variance
-                        profile[0, s, node, b] += w * m
-                        profile[1, s, node, b] += w * (y - offset[s, n])
+                at_source = sourced and abs(r - source[s]) <= 0.5
+                centre = abs(r - z) <= OPEN and not past
+                mask[s, i, j] = at_source or centre or (kind[s] >= 0 and sky[s, end])
+
+
+@dataclass(frozen=True)
+class ShutterSight:
+    """Which pixels a look sees, and whose: a `mbkg_xr.columns.Sight`.
+
+    Attributes
+    ----------
+    bits
+        Quality bits that keep a pixel out.
+    source
+        ``(slit,)``, yrel of the slit's source, NaN for none.
+    first_open, last_open
+        ``(slit,)``, yrel of the outermost open shutters.
+    sky
+        ``(slit, shutter)``, shutters whose pixels may tell the profile.
+    kind
+        ``(slit,)``, which of the profiles that are wanted is the slit's, -1 for none.
+    kinds
+        Numbers of open shutters for which a profile is wanted.
+    """
+
+    bits: Any
+    source: Array
+    first_open: Array
+    last_open: Array
+    sky: NDArray[np.bool_]
+    kind: NDArray[np.int64]
+    kinds: tuple[int, ...]
+    columns = ("quality", "yrel")
+
+    @classmethod
+    def of(
+        cls, ds: xr.Dataset, *, bits: int, sky: NDArray[np.bool_], kinds: tuple[int, ...]
+    ) -> ShutterSight:
+        """Of the slits of a dataset (`bits`, `sky` and `kinds` as they become)."""
+        source = np.where(ds["is_background"].values, np.nan, ds["source_shutter"].values)
+        n = ds["n_shutters"].values.astype(np.float64)
+        first = np.where(n > 0, -((n - 1) // 2), FIRST_SHUTTER)
+        last = np.where(n > 0, n // 2, FIRST_SHUTTER + N_SHUTTERS - 1)
+        rank = {k: i for i, k in enumerate(kinds)}
+        kind = np.array([rank.get(int(k), -1) for k in ds["n_shutters"].values], dtype=np.int64)
+        kind[~sky.any(axis=1)] = -1
+        mask = ds["quality"].dtype.type(bits)
+        return cls(mask, source.astype(np.float64), first, last, sky, kind, kinds)
+
+    def mask(self, slits: slice, *columns: NDArray) -> NDArray[np.bool_]:
+        """``(slit, y, x)``: pixels that a look might count."""
+        quality, yrel = columns
+        out = np.zeros(yrel.shape, dtype=np.bool_)
+        _in_sight(
+            quality, yrel, self.bits, self.source[slits], self.first_open[slits],
+            self.last_open[slits], self.sky[slits], self.kind[slits], out,
+        )  # fmt: skip
+        return out
 
 
 def look(
-    ds: xr.Dataset,
-    grid: SpanGrid,
+    pixels: Source,
     state: PassState,
     terms: Terms,
     *,
-    bits: int,
+    sight: ShutterSight,
     sky: NDArray[np.bool_],
-    kinds: tuple[int, ...],
     phase: Array,
 ) -> ShutterSums:
     """Look into all shutters of all slits.
 
     Parameters
     ----------
-    ds
-        A slit dataset, lazy or in memory.
-    grid, state, terms
-        The spans, the present master and noise, and what differs from slit to slit.
-    bits
-        Quality bits that keep a pixel out.
+    pixels
+        From `mbkg_xr.columns.held`, with this `sight`.
+    state, terms
+        The present master and noise, and what differs from slit to slit.
+    sight
+        What looks see.
     sky
-        ``(slit, shutter)``, shutters whose pixels tell the profile.
-    kinds
-        Numbers of open shutters for which a profile is wanted.
+        ``(slit, shutter)``, shutters whose pixels tell the profile: of those of `sight`.
     phase
         ``(bin,)``, -1 to 1 over the fitted range.
 
@@ -208,44 +281,39 @@ def look(
     -------
     ShutterSums
     """
-    factor = time_factors(ds)
-    has_var = "var_rnoise" in ds and "var_poisson" in ds
-    names = ["flux", "error", "quality", "wavelength", "yrel"]
-    names += ["var_rnoise", "var_poisson"] if has_var else []
-    source = np.where(ds["is_background"].values, np.nan, ds["source_shutter"].values)
-    rank = {k: i for i, k in enumerate(kinds)}
-    n = ds["n_shutters"].values.astype(np.float64)
-    first_open = np.where(n > 0, -((n - 1) // 2), FIRST_SHUTTER)
-    last_open = np.where(n > 0, n // 2, FIRST_SHUTTER + N_SHUTTERS - 1)
-    kind = np.array([rank.get(int(n), -1) for n in ds["n_shutters"].values], dtype=np.int64)
+    grid, kinds = pixels.grid, sight.kinds
+    factor = time_factors(pixels.slits)
     n_bins = -(-grid.size // BIN_SPANS)
-    mask = ds["quality"].dtype.type(bits)
     table = terms.profile
     known = np.ones((len(kinds), N_NODES, n_bins))
     for index in (i for i, k in enumerate(kinds) if k in table.kinds):
         known[index] = table.values[table.kinds.index(kinds[index])]
 
-    def block(start: int, arrays: Sequence[Any], shared: tuple[PassState, Terms]) -> ShutterSums:
-        flux, error, quality, wavelength, yrel, *variances = arrays
-        none = np.empty((0, 0, 0), dtype=np.float32)
-        rnoise, poisson = variances or (none, none)
-        part = slice(start, start + flux.shape[0])
-        state, own = shared[0], shared[1].part(part)
-        weight, excess = np.zeros((2, flux.shape[0], N_SHUTTERS, n_bins))
-        along = np.zeros((2, flux.shape[0] if kinds else 0, N_NODES, n_bins))
-        _look_block(
-            flux, error, rnoise, poisson, quality, wavelength, yrel,
-            mask, source[part], first_open[part], last_open[part],
-            sky[part], kind[part], factor[part],
-            grid.edges, grid.lookup, grid.step,
-            state.model, state.gain, state.floor, state.unit,
-            own.factor(), own.change(), own.level, own.offset(), own.leak, own.light,
-            own.profile.values, own.profile.first, own.profile.step, own.kind,
-            weight, excess, along,
-        )  # fmt: skip
+    def block(slits: slice, parts: Parts, shared: tuple[PassState, Terms]) -> ShutterSums:
+        state, own = shared[0], shared[1].part(slits)
+        kind, n = sight.kind[slits], slits.stop - slits.start
+        tells = np.flatnonzero((kind >= 0) & sky[slits].any(axis=1))
+        row = np.full(n, -1, dtype=np.int64)
+        row[tells] = np.arange(tells.size)
+        weight, excess = np.zeros((2, n, N_SHUTTERS, n_bins))
+        along = np.zeros((2, tells.size, N_NODES, n_bins))
+        factors, change, offset = own.factor(), own.change(), own.offset()
+        for where, some in parts:
+            at = slice(where.start - slits.start, where.stop - slits.start)
+            _look_block(
+                *some.arguments(),
+                sight.source[where], sight.first_open[where], sight.last_open[where],
+                sky[where], sight.kind[where], row[at], factor[where],
+                grid.edges, grid.lookup, grid.step,
+                state.model, state.gain, state.floor, state.unit,
+                factors[at], change[at], own.level[at], offset[at], own.leak[at], own.light[at],
+                own.profile.values, own.profile.first, own.profile.step, own.kind[at],
+                weight[at], excess[at], along,
+            )  # fmt: skip
         profile = ProfileSums.of(
-            along[0], along[1], kind[part], kinds, known, phase, source[part], own.light
-        )
+            along[0], along[1], kind[tells], kinds, known, phase,
+            sight.source[slits][tells], own.light[tells],
+        )  # fmt: skip
         return ShutterSums(weight, excess, profile)
 
-    return reduce_blocks(ds, names, block, lambda a, b: a + b, (state, terms))
+    return pixels.reduce(block, lambda a, b: a + b, (state, terms), seen=True)

@@ -22,9 +22,10 @@ from .applied import (
 )
 from .blas import serial_blas
 from .blocks import map_slits
-from .columns import per_unit_sky
+from .columns import pass_columns, per_unit_sky
 from .errors import DatasetError
-from .moments import N_MOMENTS, PassState, block_sums, pixel_columns, time_factors
+from .moments import N_MOMENTS, PassState, block_sums, time_factors
+from .packing import planes
 from .schema import MOMENT_DIMS, SLIT_IDENTITY, refuse_subtracted, slit_label, validate
 from .select import centres_only
 from .spans import SpanGrid
@@ -113,7 +114,8 @@ def moments(ds: xr.Dataset, master: xr.Dataset) -> xr.Dataset:
         _moment_block,
         sky["flux"],
         np.arange(ds.sizes["slit"]),
-        *(sky[name].data for name in pixel_columns(sky)),
+        sky["selected"].data,
+        *(sky[name].data for name in pass_columns(sky)),
         dtype=np.float64,
         plane=(grid.size, len(MOMENT_NAMES)),
         time_factor=time_factors(ds),
@@ -132,16 +134,18 @@ def moments(ds: xr.Dataset, master: xr.Dataset) -> xr.Dataset:
 
 def _moment_block(
     of_slit: NDArray,
-    *arrays: NDArray,
+    selected: NDArray,
+    *columns: NDArray,
     time_factor: NDArray[np.float64],
     state: PassState,
     grid: SpanGrid,
     terms: Terms,
 ) -> NDArray[np.float64]:
     slits = of_slit.ravel()
-    group = np.arange(slits.size)
-    own = terms.part(slits)
-    sums = block_sums(arrays, group, time_factor[slits], state, grid, slits.size, own)
+    whole = slice(0, slits.size)
+    group, time, own = np.arange(slits.size), time_factor[slits], terms.part(slits)
+    parts = [(whole, planes(selected, columns, grid))]
+    sums = block_sums(whole, parts, group, time, state, grid, slits.size, own)
     out = np.empty((slits.size, grid.size, len(MOMENT_NAMES)))
     out[..., :N_MOMENTS] = sums.moments
     out[..., N_MOMENTS], out[..., N_MOMENTS + 1] = sums.count, sums.selected

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .blocks import reduce_blocks
+from .columns import Parts, Source
 from .kernels import kernel
 from .moments import PassState
 from .select import why_empty
-from .spans import SpanGrid, find_span
+from .spans import find_span
 
 __all__ = ["median_start", "start"]
 
@@ -26,33 +25,32 @@ _USUAL = 3.0  # pixels with errors beyond this many medians say nothing of the u
 
 @kernel
 def _sample(
-    flux, error, selected, wavelength, edges, lookup, step, bin_spans, most, bins, values
+    flux, error, wavelength, start, stop, order, edges, lookup, step, bin_spans, most, bins, values
 ):  # pragma: no cover - compiled
     """Bins, fluxes and errors of pixels whose mixed bits are below `most`; how many."""
     found = 0
     bits, colour = flux.view(np.uint32), wavelength.view(np.uint32)
-    for s in range(flux.shape[0]):
-        for i in range(flux.shape[1]):
-            for j in range(flux.shape[2]):
-                if not selected[s, i, j]:
-                    continue
-                # As random as the last digits, and the same wherever the pixel lies
-                # (the last step of MurmurHash3, Appleby 2011).
-                h = np.uint32(bits[s, i, j] ^ np.uint32(colour[s, i, j] * np.uint32(2654435769)))
-                h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
-                h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
-                if (h ^ (h >> np.uint32(16))) > most:
-                    continue
-                n, _ = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
-                if n < 0 or not (np.isfinite(flux[s, i, j]) and np.isfinite(error[s, i, j])):
-                    continue
-                bins[found] = n // bin_spans
-                values[0, found], values[1, found] = flux[s, i, j], error[s, i, j]
-                found += 1
+    in_place = order.shape[0] == 0
+    for s in range(start.shape[0]):
+        for k in range(start[s], stop[s]):
+            at = k if in_place else order[k]
+            # As random as the last digits, and the same wherever the pixel lies
+            # (the last step of MurmurHash3, Appleby 2011).
+            h = np.uint32(bits[at] ^ np.uint32(colour[at] * np.uint32(2654435769)))
+            h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
+            h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
+            if (h ^ (h >> np.uint32(16))) > most:
+                continue
+            n, _ = find_span(np.float64(wavelength[at]), edges, lookup, step)
+            if n < 0 or not (np.isfinite(flux[at]) and np.isfinite(error[at])):
+                continue
+            bins[found] = n // bin_spans
+            values[0, found], values[1, found] = flux[at], error[at]
+            found += 1
     return found
 
 
-def median_start(ds: xr.Dataset, grid: SpanGrid) -> tuple[NDArray, NDArray, NDArray]:
+def median_start(pixels: Source) -> tuple[NDArray, NDArray, NDArray]:
     """Running medians of the selected flux and error, for any units, chunks and order of slits.
 
     Of many pixels a share is taken, by their own bits.
@@ -62,24 +60,23 @@ def median_start(ds: xr.Dataset, grid: SpanGrid) -> tuple[NDArray, NDArray, NDAr
     wavelength, flux, error
         Middle of each bin of `START_SPANS` spans that holds pixels, um, and the medians there.
     """
-    pixels = reduce_blocks(ds, ["selected"], _count, lambda a, b: a + b)
-    most = np.uint32(min(_SAMPLE / max(pixels, 1), 1.0) * 0xFFFFFFFF)
+    grid = pixels.grid
+    most = np.uint32(min(_SAMPLE / max(pixels.size, 1), 1.0) * 0xFFFFFFFF)
 
-    def block(start: int, arrays: Sequence[Any], shared: Any) -> list[tuple[NDArray, NDArray]]:
-        flux, error, wavelength = (
-            np.ascontiguousarray(arrays[k], dtype=np.float32) for k in (0, 1, 3)
-        )
-        selected = arrays[2]
-        size = int(selected.sum())
-        bins, values = np.empty(size, dtype=np.int16), np.empty((2, size), dtype=np.float32)
-        found = _sample(
-            flux, error, selected, wavelength, grid.edges, grid.lookup, grid.step, START_SPANS,
-            most, bins, values,
-        )  # fmt: skip
-        return [(bins[:found].copy(), values[:, :found].copy())]
+    def block(slits: slice, parts: Parts, shared: Any) -> list[tuple[NDArray, NDArray]]:
+        out = []
+        for _, some in parts:
+            flux, error, wavelength, *_, start, stop, order = some.arguments()
+            bins = np.empty(some.size, dtype=np.int16)
+            values = np.empty((2, some.size), dtype=np.float32)
+            found = _sample(
+                flux, error, wavelength, start, stop, order,
+                grid.edges, grid.lookup, grid.step, START_SPANS, most, bins, values,
+            )  # fmt: skip
+            out.append((bins[:found].copy(), values[:, :found].copy()))
+        return out
 
-    names = ["flux", "error", "selected", "wavelength"]
-    parts = reduce_blocks(ds, names, block, lambda a, b: a + b)
+    parts = pixels.reduce(block, lambda a, b: a + b)
     bins = np.concatenate([one for one, _ in parts])
     values = np.concatenate([one for _, one in parts], axis=1)[:, np.argsort(bins, kind="stable")]
     if not bins.size:
@@ -91,18 +88,13 @@ def median_start(ds: xr.Dataset, grid: SpanGrid) -> tuple[NDArray, NDArray, NDAr
     return np.interp(middle, np.arange(grid.edges.size), grid.edges), flux, error
 
 
-def _count(start: int, arrays: Sequence[NDArray], shared: Any) -> int:
-    return int(arrays[0].sum())
-
-
-def start(
-    ds: xr.Dataset, grid: SpanGrid, *, log_data: bool, slits: xr.Dataset
-) -> tuple[Array, PassState]:
+def start(pixels: Source, *, log_data: bool, slits: xr.Dataset) -> tuple[Array, PassState]:
     """First guess of the sky (positive, as a scale) and the state of the first pass.
 
-    `ds` need only have the selected pixels; `slits` has all, to say why there are none.
+    `slits` has all pixels, to say why none is selected.
     """
-    wavelength, median, error = median_start(ds, grid)
+    grid = pixels.grid
+    wavelength, median, error = median_start(pixels)
     if median.size == 0:
         raise why_empty(slits, 0)
     edge_values = np.interp(grid.edges, wavelength, median)

@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 
 import mbkg_xr as mx
-from mbkg_xr.columns import kept, packed
+from mbkg_xr.columns import Planes, held
+from mbkg_xr.differences import shutter_sight
+from mbkg_xr.moments import PassState, accumulate
+from mbkg_xr.packing import pack
+from mbkg_xr.shutters import look
 from mbkg_xr.spans import span_grid
+from mbkg_xr.terms import Terms, bin_phase
 
 
 @pytest.fixture(scope="module")
@@ -74,28 +79,117 @@ def test_subtraction_in_one_kernel(awkward):
     np.testing.assert_array_equal(nods.quality.values, awkward.quality.values | missing)
 
 
-@pytest.mark.parametrize("lazy", [False, True])
-def test_packed_pixels_are_the_selected_ones(awkward, lazy, tmp_path):
+@pytest.fixture(scope="module")
+def chosen(awkward):
+    """Selected pixels, some of them flagged ones that a user chose all the same."""
     ds = mx.select_background(awkward)
-    given = ds.chunk({"slit": 3}) if lazy else ds
-    use = ds.selected.values
+    ds = ds.assign(flux=ds.flux.where(np.isfinite(ds.flux), 0.1))
+    use = ds.selected.values.copy()
+    use[np.random.default_rng(5).random(use.shape) < 0.01] = True
+    return ds.assign(selected=(("slit", "y", "x"), use, ds.selected.attrs))
+
+
+def _sources(ds, sight, tmp_path):
+    """The same pixels, wherever they may be held."""
     grid = span_grid(ds)
+    for given in (ds, ds.chunk({"slit": 3})):
+        yield Planes.of(given, grid, sight)
+        yield held(given, grid, memory=0, sight=sight)
+        yield held(given, grid, memory=2**30, sight=sight)
+        for memory in (0, 2**18):
+            place = dask.config.set({"temporary-directory": str(tmp_path)})
+            with place, ExitStack() as stack:
+                yield held(given, grid, memory=memory, sight=sight, stack=stack)
+                assert list(tmp_path.rglob("*.pixels"))
+            assert not list(tmp_path.iterdir())
+
+
+def test_packed_pixels_are_the_selected_ones(chosen, tmp_path):
+    ds, grid = chosen, span_grid(chosen)
     span = np.floor(np.nan_to_num(grid.pixel_coordinate(ds.wavelength.values), nan=-1))
+    use = ds.selected.values & (span >= 0)
     slit = np.indices(use.shape)[0]
-    for memory, stacked in ((0, False), (0, True), (2**30, False)):
-        place = dask.config.set({"temporary-directory": str(tmp_path)})
-        with place, ExitStack() as stack:
-            args = (stack,) if stacked else ()
-            sky = packed(kept(given, memory), memory, grid, *args)
-            inside = sky.selected.values
-            assert bool(list(tmp_path.rglob("*.npy"))) == stacked
-            assert (sky.flux.shape == ds.flux.shape) == (memory == 0 and not stacked)
-            np.testing.assert_array_equal(inside.sum(axis=(1, 2)), use.sum(axis=(1, 2)))
-            # Kept, they are in the order of the spans; pixels of one span in that of the rows.
-            order = np.lexsort([span[use], slit[use]]) if memory or stacked else slice(None)
-            for name in ("flux", "error", "wavelength", "yrel", "var_rnoise"):
-                found = sky[name].values[inside]
-                np.testing.assert_array_equal(found, ds[name].values[use][order])
+    sight = shutter_sight(ds, profile=True)
+    seen = sight.mask(slice(None), ds.quality.values, ds.yrel.values) & (span >= 0)
+    names = ("flux", "error", "wavelength", "yrel", "var_rnoise", "var_poisson")
+
+    def block(slits, parts, shared):
+        rows = [np.array([where.start, *p.start, *p.stop]) for where, p in parts]
+        assert slits.stop - slits.start >= max((r.size - 1) // 2 for r in rows)
+        out = []
+        for where, p in parts:
+            at = np.concatenate([np.arange(*ends) for ends in zip(p.start, p.stop)] or [[]])
+            at = p.order[at.astype(int)] if p.order.size else at.astype(int)
+            of = np.repeat(np.arange(where.start, where.stop), p.stop - p.start)
+            out.append((of, *(c[at] for c in p.columns)))
+        return [np.concatenate(column) for column in zip(*out, strict=True)]
+
+    def joined(a, b):
+        return [np.concatenate(pair) for pair in zip(a, b, strict=True)]
+
+    def ordered(columns):
+        return np.array(columns)[:, np.lexsort(columns)]
+
+    kinds = set()
+    for source in _sources(ds, sight, tmp_path):
+        kinds.add(type(source).__name__)
+        assert source.size == use.sum()
+        for mask, looking in ((use, False), (seen, True)):
+            expected = [slit[mask], *(ds[name].values[mask] for name in names)]
+            found = source.reduce(block, joined, seen=looking)
+            np.testing.assert_array_equal(ordered(found), ordered(expected))
+    assert kinds == {"Planes", "Held"}
+
+
+def test_packed_in_the_order_of_the_spans(chosen):
+    ds, grid = chosen, span_grid(chosen)
+    columns = [ds[name].values for name in ("flux", "error", "wavelength", "yrel")]
+    use = ds.selected.values
+    made = pack(use, use & (ds.quality.values == 0), columns, grid)
+    for part, first in ((made.selected, made.barred), (made.others, np.zeros(use.shape[0], int))):
+        for start, n, stop in zip(part.start, first, part.stop):
+            for some in (part.columns[2][start : start + n], part.columns[2][start + n : stop]):
+                assert (np.diff(np.searchsorted(grid.edges, some, side="right")) >= 0).all()
+    assert made.barred.sum() > 50 and made.others.size == 0
+
+
+def test_sums_are_the_same_wherever_pixels_are_held(chosen, tmp_path):
+    """Those of passes and those of looks, from planes of pixels and from packed ones."""
+    ds, grid = chosen, span_grid(chosen)
+    n = grid.size
+    model = np.zeros((n, 4))
+    model[:, 0] = 0.1
+    state = PassState(
+        model, np.full(n, 2e-3), np.full(n, 1e-4), np.full(n, 0.1), np.full(n, 3.0), np.full(n, 9.0)
+    )
+    groups = np.arange(ds.sizes["slit"]) % 3
+    sight = shutter_sight(ds, profile=True)
+    terms = Terms.none(ds.sizes["slit"], n)
+    phase = bin_phase(grid.edges, np.ones(n, bool))[1]
+    expected = None
+    for source in _sources(ds, sight, tmp_path):
+        sums = accumulate(source, state, groups, 3, terms)
+        seen = look(source, state, terms, sight=sight, sky=sight.sky, phase=phase)
+        found = [sums.moments, sums.noise, seen.weight, seen.excess, seen.profile.gram]
+        counts = [sums.count, sums.selected, sums.histogram, sums.pixels]
+        expected = expected or (found, counts)
+        for a, b in zip(found, expected[0], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12 * np.abs(b).max())
+        for a, b in zip(counts, expected[1], strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert expected[0][0].any() and expected[0][2].any() and expected[0][4].any()
+
+
+def test_a_scratch_file_cut_off_is_an_error(chosen, tmp_path):
+    columns = [chosen[name].values for name in ("flux", "error", "wavelength", "yrel")]
+    made = pack(chosen.selected.values, chosen.selected.values, columns, span_grid(chosen))
+    stored = made.write(tmp_path / "0.pixels")
+    (again,) = stored.pixels(seen=False)
+    np.testing.assert_array_equal(again.columns, made.selected.columns)
+    with (tmp_path / "0.pixels").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(OSError, match="cut off"):
+        stored.pixels(seen=False)
 
 
 def test_scratch_files_are_gone_after_a_fit(tmp_path):
@@ -107,7 +201,7 @@ def test_scratch_files_are_gone_after_a_fit(tmp_path):
             sky,
             model=model,
             memory=0,
-            on_pass=lambda line: seen.append(list(tmp_path.rglob("*.npy"))),
+            on_pass=lambda line: seen.append(list(tmp_path.rglob("*.pixels"))),
         )
         assert len(seen[-1]) == 3  # one a chunk
         assert not list(tmp_path.iterdir())

@@ -7,16 +7,15 @@ import xarray as xr
 from plain_moments import trust_of
 
 import mbkg_xr as mx
+from mbkg_xr.columns import Planes
 from mbkg_xr.moments import (
     BIN_SPANS,
-    BIWEIGHT,
     HISTOGRAM_EDGES,
-    HUBER,
     N_MOMENTS,
-    TAPERED,
     PassState,
     accumulate,
 )
+from mbkg_xr.pass_kernel import BIWEIGHT, HUBER, TAPERED
 from mbkg_xr.spans import SpanGrid, dispersion, span_grid
 from mbkg_xr.start import median_start
 
@@ -83,7 +82,7 @@ def test_against_plain_numpy(selected, log, rule):
     grid = span_grid(ds)
     groups = np.arange(ds.sizes["slit"]) % 5
     state = _state(grid, log=log, rule=rule)
-    sums = accumulate(ds, grid, state, groups, 5)
+    sums = accumulate(Planes.of(ds, grid), state, groups, 5)
     moments, histogram, used = _plain(ds, grid, state, groups, 5)
     np.testing.assert_allclose(sums.moments, moments, rtol=1e-12, atol=1e-12 * moments.max())
     # A residual on a bin's edge may fall to either side.
@@ -98,7 +97,7 @@ def test_errors_alone(selected):
     groups = np.zeros(ds.sizes["slit"], dtype=np.int64)
     bare = ds.drop_vars(["var_rnoise", "var_poisson"])
     unknown = _state(grid, gain=np.nan, cut=1e9)
-    first = accumulate(bare, grid, unknown, groups, 1)
+    first = accumulate(Planes.of(bare, grid), unknown, groups, 1)
     sel = ds.selected.values & np.isfinite(grid.pixel_coordinate(ds.wavelength.values))
     np.testing.assert_allclose(
         first.moments[..., 0].sum(), (1 / ds.error.values[sel].astype(float) ** 2).sum(), rtol=1e-10
@@ -111,9 +110,9 @@ def test_any_chunking(program, length, scheduler):
     whole = mx.select_background(program.compute())
     grid = span_grid(whole)
     groups = np.arange(whole.sizes["slit"]) % 3
-    expected = accumulate(whole, grid, _state(grid), groups, 3)
+    expected = accumulate(Planes.of(whole, grid), _state(grid), groups, 3)
     with dask.config.set(scheduler=scheduler):
-        found = accumulate(whole.chunk({"slit": length}), grid, _state(grid), groups, 3)
+        found = accumulate(Planes.of(whole.chunk({"slit": length}), grid), _state(grid), groups, 3)
     np.testing.assert_allclose(found.moments, expected.moments, rtol=1e-12)
     np.testing.assert_array_equal(found.histogram, expected.histogram)
     np.testing.assert_array_equal(found.pixels, expected.pixels)
@@ -122,7 +121,7 @@ def test_any_chunking(program, length, scheduler):
 def test_median_start(selected):
     ds = selected.compute()
     grid = span_grid(ds)
-    wavelength, flux, error = median_start(ds, grid)
+    wavelength, flux, error = median_start(Planes.of(ds, grid))
     sel = ds.selected.values
     n = np.floor(grid.pixel_coordinate(ds.wavelength.values[sel])) // 8
     for i in range(2, wavelength.size - 2, 5):
@@ -139,7 +138,9 @@ def test_median_start_takes_any_units(selected, sign, scale):
     grid = span_grid(ds)
     other = ds.assign(flux=(ds.flux * (sign * scale)).astype("f4"))
     np.testing.assert_allclose(
-        median_start(other, grid)[1], sign * scale * median_start(ds, grid)[1], rtol=0.04
+        median_start(Planes.of(other, grid))[1],
+        sign * scale * median_start(Planes.of(ds, grid))[1],
+        rtol=0.04,
     )
 
 

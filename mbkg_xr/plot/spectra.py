@@ -18,7 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..master import evaluate, master_grid
-from ..moments import REFERENCE_TIME, TAPER
+from ..moments import REFERENCE_TIME
+from ..pass_kernel import TAPER
 from ..project import master_image, project_master
 from ..slit_terms import used_pixels
 from .canvas import (

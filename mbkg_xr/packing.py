@@ -1,0 +1,280 @@
+"""Pixels of some slits in flat columns: as they lie in their planes, or packed span by span.
+
+A sixth of the pixels are sky at shutter centres, and half of all are of any use to a fit. Packed,
+those of a slit are in the order of the spans, so that a kernel finds all that a slit has in one
+span together, and touches its sums once. What is here are plain arrays: it can be sent, kept on
+another machine, or written to a file and read back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .kernels import kernel
+from .spans import SpanGrid, find_span
+
+__all__ = ["COLUMNS", "NO_PIXELS", "Packed", "Pixels", "Stored", "pack", "planes"]
+
+#: What a pass reads of each pixel; the variances only where a product has them.
+COLUMNS = ("flux", "error", "wavelength", "yrel", "var_rnoise", "var_poisson")
+NO_PIXELS = np.empty(0, dtype=np.float32)
+_IN_PLACE = np.empty(0, dtype=np.intp)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pixels of consecutive slits.
+
+    Attributes
+    ----------
+    columns
+        Of `COLUMNS`, ``(n,)`` float32 each.
+    start, stop
+        ``(slit,)``: the pixels of slit s are ``start[s]`` to ``stop[s]``.
+    order
+        ``(m,)``, where in the columns they lie; empty: one after the other.
+    """
+
+    columns: tuple[NDArray[np.float32], ...]
+    start: NDArray[np.int64]
+    stop: NDArray[np.int64]
+    order: NDArray[np.intp] = field(default_factory=lambda: _IN_PLACE)
+
+    @property
+    def slits(self) -> int:
+        """Number of slits."""
+        return self.start.size
+
+    @property
+    def size(self) -> int:
+        """Number of pixels."""
+        return int((self.stop - self.start).sum())
+
+    def arguments(self) -> tuple[NDArray, ...]:
+        """What kernels take: six columns, start, stop and order."""
+        missing = len(COLUMNS) - len(self.columns)
+        return (*self.columns, *[NO_PIXELS] * missing, self.start, self.stop, self.order)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """All pixels of consecutive slits that a fit has any use for.
+
+    Attributes
+    ----------
+    selected
+        Those that passes read.
+    others
+        Those that only looks into all shutters see.
+    barred
+        ``(slit,)``: the first so many of the selected ones a look does not see.
+    """
+
+    selected: Pixels
+    others: Pixels
+    barred: NDArray[np.int64]
+
+    @property
+    def slits(self) -> int:
+        """Number of slits."""
+        return self.selected.slits
+
+    @property
+    def size(self) -> int:
+        """Number of pixels that passes read."""
+        return self.selected.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns."""
+        return sum(c.nbytes for part in (self.selected, self.others) for c in part.columns)
+
+    def pixels(self, *, seen: bool) -> list[Pixels]:
+        """Those of a pass, or those that a look sees."""
+        if not seen:
+            return [self.selected]
+        return [replace(self.selected, start=self.selected.start + self.barred), self.others]
+
+    def write(self, path: Path) -> Stored:
+        """The same in a file."""
+        with path.open("wb") as file:
+            for part in (self.selected, self.others):
+                for column in part.columns:
+                    column.tofile(file)
+        first, last = (replace(part, columns=()) for part in (self.selected, self.others))
+        return Stored(str(path), len(self.selected.columns), first, last, self.barred)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Packed pixels whose columns lie in a file: those of passes first.
+
+    Attributes
+    ----------
+    path
+        Of the file.
+    n_columns
+        In it, of each part.
+    selected, others, barred
+        As of `Packed`, without columns.
+    """
+
+    path: str
+    n_columns: int
+    selected: Pixels
+    others: Pixels
+    barred: NDArray[np.int64]
+
+    @property
+    def slits(self) -> int:
+        """Number of slits."""
+        return self.selected.slits
+
+    @property
+    def size(self) -> int:
+        """Number of pixels that passes read."""
+        return self.selected.size
+
+    def pixels(self, *, seen: bool) -> list[Pixels]:
+        """Those of a pass, or those that a look sees; reads them."""
+        n = self.n_columns * self.selected.size
+        with open(self.path, "rb") as file:
+            selected = self._read(file, n, self.selected)
+            if not seen:
+                return [selected]
+            others = self._read(file, self.n_columns * self.others.size, self.others)
+        return Packed(selected, others, self.barred).pixels(seen=True)
+
+    def _read(self, file, count: int, part: Pixels) -> Pixels:
+        held = np.fromfile(file, np.float32, count)
+        if held.size != count:
+            raise OSError(f"{self.path}: {held.size} of {count} numbers: was it cut off?")
+        return replace(part, columns=tuple(held.reshape(self.n_columns, -1)))
+
+
+def planes(mask: NDArray[np.bool_], columns: Sequence[NDArray], grid: SpanGrid) -> Pixels:
+    """The pixels of a mask where they lie, column by column: the rows of a column share a span.
+
+    Parameters
+    ----------
+    mask
+        ``(slit, y, x)``.
+    columns
+        Of `COLUMNS`, of the same shape.
+    grid
+        The spans; what is outside them is left out.
+    """
+    flat = tuple(np.ascontiguousarray(c, dtype=np.float32).reshape(-1) for c in columns)
+    n = mask.shape[0]
+    start, stop = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
+    order = np.empty(int(np.count_nonzero(mask)), dtype=np.intp)
+    mask = np.ascontiguousarray(mask)
+    wavelength = flat[COLUMNS.index("wavelength")].reshape(mask.shape)
+    found = _where(mask, wavelength, grid.edges[0], grid.edges[-1], start, stop, order)
+    return Pixels(flat, start, stop, order[:found])
+
+
+def pack(
+    selected: NDArray[np.bool_],
+    seen: NDArray[np.bool_],
+    columns: Sequence[NDArray],
+    grid: SpanGrid,
+) -> Packed:
+    """Pack the pixels that passes read, and those that looks see.
+
+    Parameters
+    ----------
+    selected, seen
+        ``(slit, y, x)``.
+    columns
+        Of `COLUMNS`, of the same shape.
+    grid
+        The spans; what is outside them is left out.
+    """
+    n = selected.shape[0]
+    selected, seen = np.ascontiguousarray(selected), np.ascontiguousarray(seen)
+    flat = [np.ascontiguousarray(c, dtype=np.float32).reshape(-1) for c in columns]
+    wavelength = flat[COLUMNS.index("wavelength")].reshape(selected.shape)
+    counts = np.zeros((n, 3), dtype=np.int64)
+    own = np.empty(int(np.count_nonzero(selected)), dtype=np.intp)
+    rest = np.empty(int(np.count_nonzero(seen & ~selected)), dtype=np.intp)
+    _in_order(selected, seen, wavelength, grid.edges, grid.lookup, grid.step, counts, own, rest)
+    of_passes = counts[:, 0] + counts[:, 1]
+    return Packed(
+        _gathered(flat, own, of_passes), _gathered(flat, rest, counts[:, 2]), counts[:, 0].copy()
+    )
+
+
+def _gathered(flat: list[NDArray], order: NDArray[np.intp], counts: NDArray[np.int64]) -> Pixels:
+    stop = np.cumsum(counts)
+    order = order[: int(stop[-1]) if stop.size else 0]
+    return Pixels(tuple(column[order] for column in flat), stop - counts, stop)
+
+
+@kernel
+def _where(mask, wavelength, low, high, start, stop, order):  # pragma: no cover - compiled
+    ny, nx = mask.shape[1:]
+    found = 0
+    for s in range(mask.shape[0]):
+        start[s] = found
+        for j in range(nx):
+            for i in range(ny):
+                if mask[s, i, j] and low <= wavelength[s, i, j] < high:
+                    order[found] = (s * ny + i) * nx + j
+                    found += 1
+        stop[s] = found
+    return found
+
+
+@kernel
+def _in_order(
+    selected, seen, wavelength, edges, lookup, step, counts, own, rest
+):  # pragma: no cover - compiled
+    """Where pixels lie, slit by slit in the order of the spans: selected ones that no look sees
+    before the others.
+    """
+    ny, nx = selected.shape[1:]
+    n_spans = edges.size - 1
+    place = np.empty((3, n_spans + 1), dtype=np.int64)
+    spans = np.empty(ny * nx, dtype=np.int32)
+    kinds = np.empty(ny * nx, dtype=np.int8)
+    where = np.empty(ny * nx, dtype=np.intp)
+    first = np.zeros(2, dtype=np.int64)
+    for s in range(selected.shape[0]):
+        place[:] = 0
+        found = 0
+        for i in range(ny):
+            for j in range(nx):
+                if not (selected[s, i, j] or seen[s, i, j]):
+                    continue
+                n, _ = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
+                if n < 0:
+                    continue
+                kind = 2
+                if selected[s, i, j]:
+                    kind = 1 if seen[s, i, j] else 0
+                spans[found], kinds[found] = n, kind
+                where[found] = (s * ny + i) * nx + j
+                place[kind, n + 1] += 1
+                found += 1
+        for kind in range(3):
+            for n in range(n_spans):
+                place[kind, n + 1] += place[kind, n]
+            counts[s, kind] = place[kind, n_spans]
+        for k in range(found):
+            kind, n = kinds[k], spans[k]
+            at = place[kind, n]
+            place[kind, n] += 1
+            if kind == 2:
+                rest[first[1] + at] = where[k]
+            elif kind == 1:
+                own[first[0] + counts[s, 0] + at] = where[k]
+            else:
+                own[first[0] + at] = where[k]
+        first[0] += counts[s, 0] + counts[s, 1]
+        first[1] += counts[s, 2]
