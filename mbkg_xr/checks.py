@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .errors import DatasetError, ParameterError, SelectionError
+from .errors import DatasetError, ParameterError
 from .models import BSpline, Fitted, LogPolynomial, Template
 from .moments import PassState, PassSums
 from .robust import CHOOSE_PASS
@@ -78,11 +78,10 @@ def check_slits(ds: xr.Dataset, sums: PassSums, bad_slits: str) -> None:
     """Find out why slits without a single selected pixel have none."""
     empty = np.flatnonzero(sums.pixels[:, 0] == 0)
     if empty.size == sums.pixels.shape[0]:
-        raise why_empty(ds, 0)
+        raise why_empty(ds, [0])[0]
     if bad_slits == "skip":
         return
-    for index in empty:
-        error: SelectionError = why_empty(ds, int(index))
+    for error in why_empty(ds, empty) if empty.size else []:
         # Science slits of a single shutter have no sky, and that is in order.
         if not error.cause.startswith("no sky pixel"):
             raise error

@@ -10,20 +10,19 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from .blocks import Call, aligned
+from .blocks import Constant, aligned
 from .fuse import fused
 from .tasks import cluster, hold, workers
 
 __all__ = ["can_hold", "held_lots"]
 
 _PIXELS = 2**21  # of a lot, nearly
-_A_THREAD = 2  # lots, so that none waits long for another
+_A_THREAD = 1  # lots of few pixels: each brings back sums as large as those of many
 
 
 def can_hold(size: int, memory: int) -> bool:
@@ -63,9 +62,11 @@ def held_lots(
     name = f"lot-{uuid.uuid4().hex}"
     keys: list[Hashable] = [(name, i) for i in range(len(lots))]
     sizes: list[Hashable] = [(f"size-{name}", i) for i in range(len(lots))]
+    # With what it carries, it is sent to each worker once, and not with each lot.
+    graph[f"make-{name}"] = (Constant(make),)
     for chunk, names in enumerate(columns):
-        part = Call(partial(make, slice(starts[chunk], starts[chunk + 1])))
-        graph[f"part-{name}", chunk] = (part, *names)
+        slits = Constant(slice(starts[chunk], starts[chunk + 1]))
+        graph[f"part-{name}", chunk] = (_made, f"make-{name}", (slits,), *names)
     for key, size, lot in zip(keys, sizes, lots, strict=True):
         graph[key] = (list, [(f"part-{name}", chunk) for chunk in lot])
         graph[size] = (_size, key)
@@ -82,6 +83,10 @@ def _lots(chunks: Sequence[int], pixels: int) -> list[range]:
     which = (np.cumsum(chunks) - 1) // most
     cuts = [0, *(np.flatnonzero(np.diff(which)) + 1).tolist(), len(chunks)]
     return [range(a, b) for a, b in pairwise(cuts)]
+
+
+def _made(make: Callable[..., Any], slits: slice, *blocks: Any) -> Any:
+    return make(slits, *blocks)
 
 
 def _size(lot: Sequence[Any]) -> int:

@@ -94,6 +94,10 @@ class Packed:
         """Bytes of all columns."""
         return sum(c.nbytes for part in (self.selected, self.others) for c in part.columns)
 
+    def __sizeof__(self) -> int:
+        """By this dask knows what a worker holds, and spills what is too much."""
+        return self.nbytes
+
     def pixels(self, *, seen: bool) -> list[Pixels]:
         """Those of a pass, or those that a look sees."""
         if not seen:

@@ -8,12 +8,13 @@ Everything here is lazy: the functions add variables to the dataset and compute 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .blocks import map_slits
+from .blocks import map_slits, reduce_blocks
 from .errors import ParameterError, SelectionError
 from .kernels import kernel
 from .outliers import MedianFilter, find_in_slit, find_usable
@@ -23,6 +24,7 @@ from .schema import (
     OPEN,
     PIXEL_DIMS,
     SHUTTER_CENTRES,
+    SLIT_IDENTITY,
     occupied_shutters,
     refuse_subtracted,
     slit_label,
@@ -293,35 +295,53 @@ def _select_pixels(
                     sky[s, i, j] = False
 
 
-def why_empty(ds: xr.Dataset, index: int) -> SelectionError:
-    """Say why nothing of one slit is selected. Reads that slit's pixels."""
-    one = ds.isel(slit=[index]).load()
-    inside = np.isfinite(one["wavelength"].values) & np.isfinite(one["yrel"].values)
-    unflagged = inside & (
-        (one["quality"].values & one["quality"].dtype.type(do_not_use(one["quality"]))) == 0
-    )
-    error = one["error"].values
-    where = slit_label(ds, index)
+def why_empty(ds: xr.Dataset, slits: Sequence[int] | NDArray[np.integer]) -> list[SelectionError]:
+    """Say why nothing of some slits is selected. Reads their pixels, all in one go."""
+    names = ["wavelength", "yrel", "quality", "flux", "error"]
+    some = ds[[*names, *SLIT_IDENTITY]].isel(slit=np.asarray(slits))
+    bits = ds["quality"].dtype.type(do_not_use(ds["quality"]))
+    left = reduce_blocks(some, names, _left, lambda a, b: np.concatenate([a, b]), bits)
+    return [_reason(slit_label(some, i), *counts) for i, counts in enumerate(left.tolist())]
+
+
+def _left(start: int, arrays: Sequence[NDArray], bits: Any) -> NDArray[np.int64]:
+    """``(slit, 5)``: pixels in the slit, and those left after each step."""
+    wavelength, yrel, quality, flux, error = arrays
+    inside = np.isfinite(wavelength) & np.isfinite(yrel)
+    unflagged = inside & ((quality & bits) == 0)
     steps = (
-        ("no pixel with a wavelength", inside, "wavelength and yrel inside the slit"),
-        ("all pixels flagged", unflagged, "some pixels without DO_NOT_USE"),
-        ("no pixel with a flux", unflagged & np.isfinite(one["flux"].values), "finite flux"),
-        ("NaN errors", unflagged & np.isfinite(error), "finite errors"),
-        ("zero errors", unflagged & (error > 0), "errors above zero"),
+        inside,
+        unflagged,
+        unflagged & np.isfinite(flux),
+        unflagged & np.isfinite(error),
+        unflagged & (error > 0),
     )
-    for cause, left, expected in steps:
-        if not left.any():
+    return np.stack([step.sum(axis=(1, 2)) for step in steps], axis=1)
+
+
+_STEPS = (
+    ("no pixel with a wavelength", "wavelength and yrel inside the slit"),
+    ("all pixels flagged", "some pixels without DO_NOT_USE"),
+    ("no pixel with a flux", "finite flux"),
+    ("NaN errors", "finite errors"),
+    ("zero errors", "errors above zero"),
+)
+
+
+def _reason(where: str, *left: int) -> SelectionError:
+    for (cause, expected), count in zip(_STEPS, left, strict=True):
+        if not count:
             return SelectionError(
                 cause,
                 where=where,
                 expected=expected,
-                found=f"0 of {int(inside.sum())} in-slit pixels",
+                found=f"0 of {left[0]} in-slit pixels",
                 remedy="leave this slit out or mend the product",
             )
     return SelectionError(
         "no sky pixel left after selection",
         where=where,
         expected="pixels in the yrel windows, away from the source's shutter",
-        found=f"{int(unflagged.sum())} unflagged pixels, none selected",
+        found=f"{left[1]} unflagged pixels, none selected",
         remedy="widen the yrel windows, or exclude fewer flags",
     )

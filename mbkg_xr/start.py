@@ -96,7 +96,7 @@ def start(pixels: Source, *, log_data: bool, slits: xr.Dataset) -> tuple[Array, 
     grid = pixels.grid
     wavelength, median, error = median_start(pixels)
     if median.size == 0:
-        raise why_empty(slits, 0)
+        raise why_empty(slits, [0])[0]
     edge_values = np.interp(grid.edges, wavelength, median)
     model = np.zeros((grid.size, 4))
     model[:, 0], model[:, 1] = edge_values[:-1], np.diff(edge_values)
