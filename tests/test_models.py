@@ -13,7 +13,7 @@ from mbkg_xr.models.banded import (
     trace_of_product,
     without_each,
 )
-from mbkg_xr.models.basis import ERROR_NODES, bands_of, choose, dense
+from mbkg_xr.models.basis import ERROR_NODES, FEW_GROUPS, bands_of, choose, dense
 from mbkg_xr.models.bspline import spline_basis
 from mbkg_xr.models.penalised import PenalisedSystem
 from mbkg_xr.spans import SpanGrid
@@ -142,14 +142,46 @@ def test_adapted_penalty_gives_the_direct_solution():
         part, _, _ = _direct(system, grid, x[other], y[other], w[other], weight)
         score += (w[~other] * (y[~other] - design[~other] @ part) ** 2).sum()
     assert abs(row["heldout"] / (score / x.size) - 1) < 1e-8
-    # The error at a node, from the dense covariance.
+    # The error at a node, from the dense covariance and what the choice costs.
     covariance = np.linalg.inv(normal)
+    more = system._errors_of_choice(weight, fitted.coefficient, covariance)
+    covariance += more @ more.T
+    np.testing.assert_allclose(fitted.covariance, covariance, rtol=1e-6, atol=1e-12)
     span, node = 40, 2
     i = int(np.flatnonzero(system.averaged.spans == span)[0])
     at = np.zeros(system.averaged.size)
     begin = system.averaged.first[i]
     at[begin : begin + 4] = ERROR_NODES[node] ** np.arange(4) @ system.averaged.coef[i]
     assert abs(fitted.sky_error[span, node] / np.sqrt(at @ covariance @ at) - 1) < 1e-7
+
+
+def test_errors_of_choice_by_brute_force():
+    """The weights' errors from the covariance of the points, their effect by finite differences."""
+    grid, x, y, w, group = _points(n=400, noise=0.05)
+    problem = _problem(grid, x, y, w, group)
+    knots, basis = spline_basis(grid, *problem.domain, 4)
+    system = PenalisedSystem.build(problem, basis, knots, spacing=4)
+    weight = system.adapted_penalty()
+    fit, design, normal = _direct(system, grid, x, y, w, weight)
+    more = system._errors_of_choice(weight, fit, np.linalg.inv(normal))
+    second = np.diff(np.eye(basis.size), 2, axis=0)
+    inverse = design @ np.linalg.pinv(second)
+    d = system.information * weight
+    covariance = np.diag(1 / w) + (inverse / d) @ inverse.T
+    line = design @ (np.arange(basis.size) ** np.arange(2.0)[:, None]).T
+    solved = np.linalg.solve(covariance, line)
+    rest = np.linalg.inv(covariance) - solved @ np.linalg.solve(line.T @ solved, solved.T)
+    nodes = weight[np.argmax(system.hats, axis=1)]
+    change, each = [], []
+    for hat, node in zip(system.hats, nodes, strict=True):
+        grown = weight + node * hat * 1e-5
+        change.append((_direct(system, grid, x, y, w, grown)[0] - fit) / 1e-5)
+        each.append(rest @ (inverse * (system.information * hat * node / d**2)) @ inverse.T)
+    told = np.array([[0.5 * np.trace(a @ b) for a in each] for b in each])
+    told += np.diag(0.5 * system.prior * nodes / np.median(weight))
+    chi2 = (w * (y - design @ fit) ** 2).mean()
+    expected = np.array(change).T @ np.linalg.solve(told, np.array(change)) / chi2
+    np.testing.assert_allclose(more @ more.T, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
 
 def test_adapted_penalty_falls_at_a_line_only():
@@ -181,9 +213,9 @@ def test_lines_are_kept_and_the_rest_is_smoother():
 
 
 def test_choice_by_other_criteria_and_the_one_error_rule():
-    grid, x, y, w, group = _points(noise=0.3)
+    grid, x, y, w, group = _points(noise=0.3, groups=FEW_GROUPS)
     problem = _problem(grid, x, y, w, group)
-    for criterion in ("heldout", "gcv", "aicc", "bic"):
+    for criterion in ("heldout", "reml", "gcv", "aicc", "bic"):
         table = mx.BSpline(criterion=criterion).fit(problem, heldout=False).table
         chosen = next(row for row in table if row["chosen"])
         assert chosen["criterion"] == criterion
@@ -299,11 +331,46 @@ def test_held_out_score_does_not_take_the_highest_degree():
     assert fitted.table[0]["criterion"] == "heldout"
 
 
-def test_one_group_falls_back_to_gcv():
+def test_few_groups_are_no_judges():
+    """Restricted likelihood in place of held-out scores; GCV of models that tell none."""
     grid, x, y, w, group = _points()
     fitted = mx.BSpline().fit(_problem(grid, x, y, w, 0 * group))
-    assert fitted.table[0]["criterion"] == "gcv"
+    assert fitted.table[0]["criterion"] == "reml"
     assert fitted.heldout.size == 0
+    log = mx.LogPolynomial().fit(_problem(grid, x, y, w, 0 * group))
+    assert log.table[0]["criterion"] == "gcv"
+    assert mx.BSpline().fit(_problem(grid, x, y, w, group)).table[0]["criterion"] == "reml"
+    many = np.random.default_rng(0).integers(0, FEW_GROUPS, x.size)
+    fitted = mx.BSpline().fit(_problem(grid, x, y, w, many))
+    assert fitted.table[0]["criterion"] == "heldout"
+
+
+@pytest.mark.parametrize("spacing", [2, 9])
+def test_restricted_likelihood_is_that_of_the_points(spacing):
+    """The density of the data without their line, from the dense covariance of points."""
+    grid, x, y, w, group = _points(n=300)
+    problem = _problem(grid, x, y, w, group)
+    knots, basis = spline_basis(grid, *problem.domain, spacing)
+    system = PenalisedSystem.build(problem, basis, knots, spacing=spacing)
+    found, direct = [], []
+    for penalty in (1e-3, 0.1, 10.0):
+        found.append(system.solve(penalty)["reml"])
+        _, design, _ = _direct(system, grid, x, y, w, penalty)
+        second = np.diff(np.eye(basis.size), 2, axis=0)
+        inverse = np.linalg.pinv(second)
+        prior = inverse @ np.diag(1 / (penalty * system.information)) @ inverse.T
+        covariance = np.diag(1 / w) + design @ prior @ design.T
+        line = design @ (np.arange(basis.size) ** np.arange(2.0)[:, None]).T
+        solved = np.linalg.solve(covariance, np.column_stack([line, y]))
+        gram = line.T @ solved[:, :2]
+        rest = y @ solved[:, 2] - (line.T @ solved[:, 2]) @ np.linalg.solve(
+            gram, line.T @ solved[:, 2]
+        )
+        free = x.size - 2
+        likelihood = free * np.log(rest / free) + np.linalg.slogdet(covariance)[1]
+        plain = np.linalg.slogdet((line.T * w) @ line)[1]
+        direct.append(likelihood + np.linalg.slogdet(gram)[1] + np.log(w).sum() - plain)
+    np.testing.assert_allclose(found, direct, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from .banded import accumulate_normal
 
 __all__ = [
     "ERROR_NODES",
+    "FEW_GROUPS",
     "NODES",
     "PIXEL_MEAN",
     "TO_POWERS",
@@ -48,6 +49,8 @@ NODES = np.array([0.05, 0.35, 0.65, 0.95])
 TO_POWERS = np.linalg.inv(np.vander(NODES, 4, increasing=True))
 #: Positions t within a span at which the standard error of the sky is kept.
 ERROR_NODES = np.array([0.0, 0.25, 0.5, 0.75])
+#: With fewer groups to leave out than this, held-out scores are too uncertain to choose by.
+FEW_GROUPS = 12
 
 
 def pixel_mean(polynomial: Array) -> Array:
@@ -294,8 +297,13 @@ def chi2_by_group(polynomial: Array, problem: Problem) -> Array:
     return moments[..., 11].sum(axis=1) - 2 * linear + quadratic
 
 
-def scores_of(problem: Problem, chi2: float, dof: float, heldout: Array | None) -> dict:
-    """Information criteria, and the held-out score: chi2 a pixel of groups left out of the fit."""
+def scores_of(
+    problem: Problem, chi2: float, dof: float, heldout: Array | None, reml: float = np.nan
+) -> dict:
+    """Information criteria, and the held-out score: chi2 a pixel of groups left out of the fit.
+
+    `reml` is what the model says of its own restricted likelihood.
+    """
     n = problem.n_pixels
     chi2 = max(chi2, np.finfo(float).tiny)
     row = {
@@ -304,6 +312,7 @@ def scores_of(problem: Problem, chi2: float, dof: float, heldout: Array | None) 
         "gcv": n * chi2 / max(n - dof, 1e-6) ** 2,
         "aicc": n * np.log(chi2 / n) + 2 * dof + 2 * dof * (dof + 1) / max(n - dof - 1, 1),
         "bic": n * np.log(chi2 / n) + dof * np.log(n),
+        "reml": reml,
         "heldout": np.nan,
         "heldout_se": np.nan,
     }
@@ -319,13 +328,22 @@ def scores_of(problem: Problem, chi2: float, dof: float, heldout: Array | None) 
 def choose(table: list[dict], criterion: str | None = None, *, one_error: bool = False) -> int:
     """Index of the chosen row: lowest held-out score, or GCV where nothing can be left out.
 
+    Few groups cannot say by what is left out how smooth a sky is: where there are fewer than
+    `FEW_GROUPS`, and the models tell it, the restricted likelihood is taken in place of held-out
+    scores.
+
     With `one_error`, the row of fewest effective parameters whose held-out score is within one
     standard error of the lowest (Breiman et al. 1984). Marks the row, and gives every row
     ``heldout_se``: the standard error of the difference of its held-out score from that of the
     best one.
     """
-    if criterion is None or (criterion == "heldout" and not _any_finite(table, "heldout")):
-        criterion = "heldout" if _any_finite(table, "heldout") else "gcv"
+    if criterion in (None, "heldout"):
+        groups = min((r["by_group"].size for r in table if "by_group" in r), default=0)
+        few = groups < FEW_GROUPS and criterion is not None and not (one_error and groups)
+        if few and _all_finite(table, "reml"):
+            criterion = "reml"
+        else:
+            criterion = "heldout" if _any_finite(table, "heldout") else "gcv"
     values = np.array([r[criterion] for r in table])
     best = int(np.nanargmin(values))
     reference = table[best].get("by_group")
@@ -345,6 +363,10 @@ def choose(table: list[dict], criterion: str | None = None, *, one_error: bool =
 
 def _any_finite(table: list[dict], key: str) -> bool:
     return bool(np.isfinite([r[key] for r in table]).any())
+
+
+def _all_finite(table: list[dict], key: str) -> bool:
+    return bool(np.isfinite([r.get(key, np.nan) for r in table]).all())
 
 
 def no_solution(what: str) -> FitError:

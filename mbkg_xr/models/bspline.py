@@ -52,7 +52,8 @@ class BSpline(OnOffer):
         of the coefficients: where knots are closer the sky may bend more.
     criterion
         What is lowest in the model that is chosen: ``"heldout"`` (chi2 a pixel of slits left out;
-        GCV where there is only one), ``"gcv"``, ``"aicc"`` or ``"bic"``.
+        where there are fewer than 12, restricted likelihood), ``"reml"`` (restricted likelihood),
+        ``"gcv"``, ``"aicc"`` or ``"bic"``.
     one_error
         Choose the smoothest model whose held-out score is within one standard error of the best.
 
@@ -112,7 +113,7 @@ class BSpline(OnOffer):
 
         Without `heldout` the scores are found all the same, but the held-out masters are not made.
         """
-        return best_of(self.candidates(problem), self.criterion, self.one_error, heldout)
+        return best_of(self.candidates(problem), self.criterion, self.one_error, heldout)[0]
 
     def candidates(self, problem: Problem) -> list[Candidate]:
         """All candidates with their scores."""

@@ -7,7 +7,7 @@ alike in units of what the data tell there (one number to choose), or they follo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -33,7 +33,7 @@ from .basis import (
     normal_equations,
     scores_of,
 )
-from .factor import covariance_factor
+from .factor import TO_NODES, covariance_factor
 
 __all__ = ["CRITERIA", "Candidate", "OnOffer", "PenalisedSystem", "best_of", "check_choice"]
 
@@ -52,7 +52,7 @@ _COMMON_STEPS, _LOCAL_STEPS = 15, 25
 
 
 #: What candidates may be chosen by.
-CRITERIA = ("heldout", "gcv", "aicc", "bic")
+CRITERIA = ("heldout", "reml", "gcv", "aicc", "bic")
 
 
 @dataclass
@@ -164,13 +164,46 @@ class PenalisedSystem:
         has a line they fall by orders of magnitude, over a few pixels. `dispersion` is the variance
         of the data in units of that which the weights state; None to take it from the fit itself.
         """
-        n = self.information.size
+        n, hats = self.information.size, self.hats
         common = self._likely(np.ones((1, n)), np.ones(1), 0.0, _COMMON_STEPS, dispersion)
+        start = np.full(len(hats), _ROUGH * common[0])
+        return self._likely(hats, start, self.prior, _LOCAL_STEPS, dispersion) @ hats
+
+    @cached_property
+    def hats(self) -> Array:
+        """``(node, difference)``: what the weights of an adapted penalty are made of."""
+        n = self.information.size
         pieces = max(1, round(n * self.spacing / _WINDOW))
         nodes = np.linspace(0, n - 1, pieces + 1)
-        hats = np.array([np.interp(np.arange(n), nodes, row) for row in np.eye(pieces + 1)])
-        start = np.full(pieces + 1, _ROUGH * common[0])
-        return self._likely(hats, start, self.prior, _LOCAL_STEPS, dispersion) @ hats
+        return np.array([np.interp(np.arange(n), nodes, row) for row in np.eye(pieces + 1)])
+
+    def _errors_of_choice(self, weight: Array, coefficient: Array, covariance: Array) -> Array:
+        """``(coefficient, node)``: what the coefficients err by because weights were found.
+
+        A factor of the covariance that comes on top of that for weights that are certain, for unit
+        variance of the data: the change of the coefficients with the logarithm of each node's
+        weight, times the error of that, from the expected curvature of the restricted likelihood
+        (Wood, Pya & Saefken 2016, J. Am. Stat. Assoc. 111, 1548, the term of first order).
+        """
+        n, hats = self.information.size, self.hats
+        node = np.argmax(hats, axis=1)
+        d = self.information * weight
+        share = hats * (weight[node][:, None] * self.information)
+        second = np.convolve(coefficient, _DIFFERENCE, "valid")
+        half = covariance[:, :-2] - 2 * covariance[:, 1:-1] + covariance[:, 2:]
+        explained = -(half[:-2] - 2 * half[1:-1] + half[2:])
+        explained[np.diag_indices(n)] += 1 / d
+        curvature = 0.5 * share @ np.square(explained) @ share.T
+        # What draws the weights to the usual one tells of them, too.
+        curvature[np.diag_indices(len(hats))] += 0.5 * self.prior * weight[node] / np.median(weight)
+        change = half @ (share * second).T
+        (total, right), pixels = self.total, self.problem.n_pixels
+        chi2 = self.squares.sum() + float(
+            quadratic_forms(total[None], right[None], coefficient[None])[0]
+        )
+        dispersion = max(chi2, np.finfo(float).tiny) / pixels
+        values, vectors = np.linalg.eigh(curvature)
+        return (change @ vectors) / np.sqrt(values * dispersion)
 
     def _likely(
         self,
@@ -216,7 +249,43 @@ class PenalisedSystem:
             return None
         dof = trace_of_product(inverse_bands(factor), total)
         chi2 = float((self.squares + quadratic_forms(self.bands, self.rhs, coefficient)).sum())
-        return scores_of(problem, chi2, dof, heldout)
+        reml = self._restricted(weight, factor, coefficient)
+        return scores_of(problem, chi2, dof, heldout, reml)
+
+    def _restricted(self, weight: float | Array, factor: Array, coefficient: Array) -> float:
+        """-2 ln of the restricted likelihood, the penalty being the prior of the differences.
+
+        The variance of the data is the fit's own (Patterson & Thompson 1971; Wood 2011, J. R.
+        Stat. Soc. B 73, 3). What no penalty touches, coefficients on a straight line, counts in
+        units of what the data tell of it, so that different bases, and a sky and a ratio of skies,
+        can be compared.
+        """
+        total, right = self.total
+        free = max(self.problem.n_pixels - 2, 1)
+        chi2 = max(float(self.squares.sum() - right @ coefficient), np.finfo(float).tiny)
+        line = np.arange(self.basis.size) ** np.arange(2.0)[:, None]
+        untouched = np.array([[_banded_product(total, a, b) for a in line] for b in line])
+        prior = np.log(self.information * weight).sum() + np.linalg.slogdet(untouched)[1]
+        return float(free * np.log(chi2 / free) + 2 * np.log(factor[:, 0]).sum() - prior)
+
+    def left_of(self, weight: float | Array, values: Array) -> Array:
+        """What is left of functions of wavelength, were they in the data, when they are fitted.
+
+        `values` are ``(span, node, function)``, at `ERROR_NODES`; so is what is left.
+        """
+        polynomial = np.einsum("mn,snk->ksm", TO_NODES, np.nan_to_num(values))
+        one = self.problem.total
+        moments = np.repeat(one.moments, polynomial.shape[0], axis=0)
+        moments[..., 7:11] = np.einsum("sml,ksl->ksm", one.gram[0], polynomial)
+        zero = np.zeros((one.grid.size, 4))
+        _, rhs = normal_equations(self.averaged, replace(one, moments=moments), zero)
+        factor = banded_factor(self.total[0] + self.penalty_bands(weight))
+        powers = np.vander(ERROR_NODES, 4, increasing=True).T
+        taken = [self.averaged.combine(banded_solve(factor, r), one.grid.size) for r in rhs]
+        out = np.array(values)
+        for k, each in enumerate(taken):
+            out[..., k] -= np.nan_to_num(each @ powers)
+        return out
 
     def finish(
         self,
@@ -234,6 +303,15 @@ class PenalisedSystem:
             (np.ascontiguousarray(factor.T), True), np.eye(self.basis.size)
         )
         n = self.problem.grid.size
+        bands = inverse_bands(factor)
+        extra = np.zeros_like(bands)
+        if np.ndim(weight):
+            more = self._errors_of_choice(np.asarray(weight), coefficient, covariance)
+            covariance += more @ more.T
+            for d in range(bands.shape[0]):
+                extra[d, : self.basis.size - d] = (more[d:] * more[: self.basis.size - d]).sum(
+                    axis=1
+                )
         # Costly too, and wanted of the last fit only.
         factor_of_covariance = np.empty((n, ERROR_NODES.size, 0))
         if with_heldout:
@@ -242,11 +320,11 @@ class PenalisedSystem:
         if with_heldout and self.problem.groups.size > 1:
             each, inverses = without_each(system, right, self.bands, self.rhs, inverse=True)
             heldout = np.array([self.basis.combine(c, n) for c in each])
-            heldout_error = np.array([self.averaged.standard_error(v, n) for v in inverses])
+            heldout_error = np.array([self.averaged.standard_error(v + extra, n) for v in inverses])
         return Fitted(
             polynomial=self.basis.combine(coefficient, n),
             expected=self.averaged.combine(coefficient, n),
-            sky_error=self.averaged.standard_error(inverse_bands(factor), n),
+            sky_error=self.averaged.standard_error(bands + extra, n),
             heldout=heldout,
             heldout_error=heldout_error,
             coefficient=coefficient,
@@ -291,6 +369,15 @@ class PenalisedSystem:
         return out
 
 
+def _banded_product(bands: Array, a: Array, b: Array) -> float:
+    """``a A b`` of a matrix held by its lower bands."""
+    out = float((bands[0] * a * b).sum())
+    for d in range(1, bands.shape[0]):
+        n = bands.shape[1] - d
+        out += float((bands[d, :n] * (a[d:] * b[:n] + a[:n] * b[d:])).sum())
+    return out
+
+
 @dataclass
 class Candidate:
     """One basis with one penalty: what describes it, and its scores."""
@@ -303,11 +390,11 @@ class Candidate:
 
 def best_of(
     candidates: list[Candidate], criterion: str, one_error: bool, with_heldout: bool
-) -> Fitted:
-    """The fit of the candidate that scores best; all are in its table."""
+) -> tuple[Fitted, Candidate]:
+    """The candidate that scores best, and its fit; all are in its table."""
     table = [c.row for c in candidates]
     best = candidates[choose(table, criterion, one_error=one_error)]
-    return best.system.finish(best.weight, best.description, table, with_heldout)
+    return best.system.finish(best.weight, best.description, table, with_heldout), best
 
 
 class OnOffer:

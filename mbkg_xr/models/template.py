@@ -50,8 +50,8 @@ class Template(OnOffer):
     spacings, penalties, strengths, criterion, one_error
         As for `BSpline`.
     mix
-        Let the shares of scattered and thermal light, and the temperature of the latter, differ
-        from the template's before the spline comes to it (see `mbkg_xr.models.thermal`).
+        Let the shares and colours of scattered and thermal light differ from the template's before
+        the spline comes to it (see `mbkg_xr.models.thermal`).
     against
         A `BSpline` that competes with the template on the same terms, or None.
 
@@ -63,8 +63,8 @@ class Template(OnOffer):
 
     Notes
     -----
-    The errors of a master that serves as template are part of ``sky_error`` (in full,
-    although the ratio takes up their smooth part), but not of ``covariance``.
+    The errors of a master that serves as template, and of the mix, are part of ``sky_error``, as
+    far as the ratio does not take them up, but not of ``covariance``.
 
     Examples
     --------
@@ -159,9 +159,9 @@ class Template(OnOffer):
                 found=f"{int(inside.sum())} of {inside.size} detector pixels of the disperser",
             )
         _check_positive(known, problem.grid, part)
-        mixed = np.zeros(problem.grid.size)
+        doubt = np.zeros((problem.grid.size, 0))
         if self.mix:
-            ratio, mixed = mixed_ratio(known, part)
+            ratio, doubt = mixed_ratio(known, part)
             known = times_ratio(known, ratio)
         out = self.candidates(part, known)
         if self.against is not None:
@@ -173,14 +173,9 @@ class Template(OnOffer):
                     remedy="leave out against=, or give a template of a wider range",
                 )
             out += [_told_apart(c, templated=False) for c in self.against.candidates(problem)]
-        fitted = best_of(out, self.criterion, self.one_error, heldout)
+        fitted, best = best_of(out, self.criterion, self.one_error, heldout)
         if fitted.description["templated"]:
-            own, ratio_error = self._relative_error(problem.grid), np.sqrt(mixed)[:, None]
-            fitted.factor = self._with_own_factor(fitted, own, ratio_error, problem.grid)
-            doubt = np.hypot(own, ratio_error)
-            _add_error(fitted.sky_error, fitted.expected, doubt)
-            for error, polynomial in zip(fitted.heldout_error, fitted.heldout, strict=True):
-                _add_error(error, polynomial, doubt)
+            self._add_errors(fitted, best, doubt)
         # Beyond the template nothing is known, but for the half pixels that reach there.
         fitted.expected[~inside] = fitted.sky_error[~inside] = np.nan
         fitted.factor[~inside] = 0.0
@@ -229,44 +224,53 @@ class Template(OnOffer):
             out = out @ np.linalg.inv(PIXEL_MEAN).T
         return out
 
-    def _relative_error(self, grid: SpanGrid) -> Array:
-        """The template's own error at `ERROR_NODES` of each span, relative; 0 where unknown."""
-        if not isinstance(self.spectrum, xr.Dataset):
-            return np.zeros((grid.size, ERROR_NODES.size))
-        theirs = SpanGrid(self.spectrum["edge"].values)
-        powers = np.vander(ERROR_NODES, 4, increasing=True).T
-        with np.errstate(invalid="ignore", divide="ignore"):
-            relative = self.spectrum["sky_error"].values / (
-                self.spectrum["expected"].values @ powers
-            )
-        good = np.isfinite(relative) & self.spectrum["constrained"].values[:, None]
-        at = theirs.pixel_coordinate(grid.edges[:-1, None] + grid.widths[:, None] * ERROR_NODES)
-        nodes = np.arange(theirs.size)[:, None] + ERROR_NODES
-        return np.interp(at, nodes[good], np.abs(relative[good]), left=0, right=0)
+    def _add_errors(self, fitted: Fitted, best: Candidate, doubt: Array) -> None:
+        """Add the template's own errors and those of its mix, in place.
 
-    def _with_own_factor(
-        self, fitted: Fitted, relative: Array, ratio_error: Array, grid: SpanGrid
-    ) -> Array:
-        """The fit's factor beside the template's own, of relative error `relative`, and that of
-        its mix, whose few numbers err at all wavelengths alike.
+        What of them is like a ratio of the kind that was fitted has been taken up by it.
         """
-        if not fitted.factor.shape[2]:
-            return fitted.factor
         powers = np.vander(ERROR_NODES, 4, increasing=True).T
         sky = np.nan_to_num(fitted.expected @ powers)[..., None]
-        # How a spectrum's errors go together is not known: as if they all did.
-        own = np.ones((grid.size, ERROR_NODES.size, 1))
-        if (
-            isinstance(self.spectrum, xr.Dataset)
-            and "covariance_factor" in self.spectrum
-            and np.array_equal(self.spectrum["edge"].values, grid.edges)
-        ):
-            theirs = np.nan_to_num(self.spectrum["covariance_factor"].values).astype(np.float64)
-            size = np.sqrt(np.square(theirs).sum(axis=2, keepdims=True))
-            own = theirs / np.where(size > 0, size, 1.0)
-        parts = [fitted.factor, own * sky * relative[..., None], sky * ratio_error[..., None]]
-        both = np.concatenate(parts, axis=2)
-        return low_rank(both.reshape(-1, both.shape[2])).reshape(*both.shape[:2], -1)
+        mixed = np.repeat(doubt[:, None, :], ERROR_NODES.size, axis=1)
+        own = self._own_factor(best.system.problem.grid)
+        # Those are in units of the flux, and errors of a fit for a unit variance of the data.
+        own /= np.sqrt(best.row["chi2"] / max(best.system.problem.n_pixels - best.row["dof"], 1))
+        more = best.system.left_of(best.weight, sky * np.concatenate([own, mixed], axis=2))
+        if fitted.factor.shape[2]:
+            both = np.concatenate([fitted.factor, more], axis=2)
+            fitted.factor = low_rank(both.reshape(-1, both.shape[2])).reshape(*both.shape[:2], -1)
+        size = np.sqrt(np.square(more).sum(axis=2))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            relative = np.nan_to_num(size / sky[..., 0], posinf=0.0, neginf=0.0)
+        _add_error(fitted.sky_error, fitted.expected, relative)
+        for error, polynomial in zip(fitted.heldout_error, fitted.heldout, strict=True):
+            _add_error(error, polynomial, relative)
+
+    def _own_factor(self, grid: SpanGrid) -> Array:
+        """``(span, node, column)``: a factor of the covariance of the template's own relative
+        errors at `ERROR_NODES`; of a spectrum, whose errors are not known, without columns.
+        """
+        if not isinstance(self.spectrum, xr.Dataset):
+            return np.zeros((grid.size, ERROR_NODES.size, 0))
+        theirs = SpanGrid(self.spectrum["edge"].values)
+        powers = np.vander(ERROR_NODES, 4, increasing=True).T
+        sky = self.spectrum["expected"].values @ powers
+        with np.errstate(invalid="ignore", divide="ignore"):
+            size = np.abs(self.spectrum["sky_error"].values / sky)
+        good = np.isfinite(size) & self.spectrum["constrained"].values[:, None]
+        size = np.where(good, size, 0.0)
+        # How its errors go together.
+        shape = np.nan_to_num(self.spectrum["covariance_factor"].values).astype(np.float64)
+        length = np.sqrt(np.square(shape).sum(axis=2, keepdims=True))
+        relative = shape / np.where(length > 0, length, 1.0) * size[..., None]
+        if np.array_equal(theirs.edges, grid.edges):
+            return relative
+        at = theirs.pixel_coordinate(grid.edges[:-1, None] + grid.widths[:, None] * ERROR_NODES)
+        nodes = np.arange(theirs.size)[:, None] + ERROR_NODES
+        columns = [
+            np.interp(at, nodes[good], c[good], left=0, right=0) for c in relative.T.swapaxes(1, 2)
+        ]
+        return np.stack(columns, axis=2)
 
 
 def _add_error(error: Array, polynomial: Array, relative: Array) -> None:

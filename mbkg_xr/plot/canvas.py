@@ -57,8 +57,12 @@ COLOURS = {"master": SKY, "nods": "#E69F00", "heldout": "#009E73"}
 SPARE = ("#56B4E9", SOURCE, "0.5")
 LABELS = {"heldout": "master, held out", "nods": "nodding"}
 METHODS = {"nods": "mean of the other nods", "master": "master background"}
-SCORES = {"heldout": "χ² a pixel, slits left out", "gcv": "generalised cross-validation"}
-SHORT = {"heldout": "held-out score", "gcv": "GCV", "chi2": "χ²"}
+SCORES = {
+    "heldout": "χ² a pixel, slits left out",
+    "gcv": "generalised cross-validation",
+    "reml": "-2 ln of the restricted likelihood",
+}
+SHORT = {"heldout": "held-out score", "gcv": "GCV", "chi2": "χ²", "reml": "restricted likelihood"}
 CMAP = "viridis"
 DIVERGING = "PuOr_r"  # below and above, which the colour-blind can tell apart
 STROKE = [withStroke(linewidth=2.0, foreground="black")]  # white on black shows on any flux
