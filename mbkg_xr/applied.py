@@ -48,6 +48,7 @@ _COMMON = (
     "profile_error",
     "profile_factor",
     "profile_basis",
+    "pedestal_along",
     "weight_drift",
 )
 _SLIT = (

@@ -64,14 +64,15 @@ def apply_pixels(wavelength, yrel, spans, terms, background, error):  # pragma: 
     """Turn the master on pixels, and its error, into the background of the slits, in place."""
     edges, lookup, step = spans
     (
-        scale, covariance, slope, own, basis, pedestal, shape, profiles, profile_errors, first,
-        pitch, kind, first_shutter, floor,
+        scale, covariance, slope, own, basis, pedestal, shape, profiles, profile_errors, alongs,
+        first, pitch, kind, first_shutter, floor,
     ) = terms  # fmt: skip
     table = np.empty((2, scale.shape[1], edges.size - 1))
     for s in range(wavelength.shape[0]):
         table[0, :, 0] = np.nan
         with_profile, per_pitch = kind[s] >= 0, 1 / pitch
         profile, profile_error = profiles[max(kind[s], 0)], profile_errors[max(kind[s], 0)]
+        along = alongs[max(kind[s], 0)]
         for i in range(wavelength.shape[1]):
             for j in range(wavelength.shape[2]):
                 sky = np.float64(background[s, i, j])
@@ -85,7 +86,7 @@ def apply_pixels(wavelength, yrel, spans, terms, background, error):  # pragma: 
                         _fill(s, z, scale, covariance, slope, own, basis, table)
                     background[s, i, j], error[s, i, j] = _of_slit(
                         sky, np.float64(error[s, i, j]), table[0, z, n], table[1, z, n],
-                        with_profile, profile, profile_error, (r - first) * per_pitch, n + t,
+                        with_profile, profile, profile_error, along, (r - first) * per_pitch, n + t,
                         pedestal[s] * shape[n], floor,
                     )  # fmt: skip
 
@@ -107,11 +108,12 @@ def _project_slit(
     edges, lookup, step = spans
     integrals, insides, all_errors = masters
     (
-        scale, covariance, slope, own, basis, pedestal, shape, profiles, profile_errors, first,
-        pitch, kind, first_shutter, floor,
+        scale, covariance, slope, own, basis, pedestal, shape, profiles, profile_errors, alongs,
+        first, pitch, kind, first_shutter, floor,
     ) = terms  # fmt: skip
     with_profile, per_pitch = kind[s] >= 0, 1 / pitch
     profile, profile_error = profiles[max(kind[s], 0)], profile_errors[max(kind[s], 0)]
+    along = alongs[max(kind[s], 0)]
     has_response = response.shape[0] > 0
     integral = integrals[which[s]]
     inside, errors = insides[which[s]], all_errors[which[s]]
@@ -165,7 +167,7 @@ def _project_slit(
                 _fill(s, z, scale, covariance, slope, own, basis, table)
             sky, e = _of_slit(
                 (above - below) / (high - low), here + part * (following - here),
-                table[0, z, n], table[1, z, n], with_profile, profile, profile_error,
+                table[0, z, n], table[1, z, n], with_profile, profile, profile_error, along,
                 (r - first) * per_pitch, n + t, pedestal[s] * shape[n], floor,
             )  # fmt: skip
             if has_response:
@@ -176,7 +178,7 @@ def _project_slit(
 
 @kernel(inline="always")
 def _of_slit(
-    sky, error, f, variance, with_profile, profile, profile_error, p, u, pedestal, floor
+    sky, error, f, variance, with_profile, profile, profile_error, along, p, u, pedestal, floor
 ):  # pragma: no cover - compiled
     """Background of a pixel and its error, from the master there; p in nodes of the profile."""
     total = sky * sky * variance
@@ -191,6 +193,8 @@ def _of_slit(
         a, b, c, d = (1 - p) * (1 - q), (1 - p) * q, p * (1 - q), p * q
         g = a * profile[i, k] + b * profile[i, m]
         g += c * profile[i + 1, k] + d * profile[i + 1, m]
+        v = a * along[i, k] + b * along[i, m]
+        pedestal *= v + c * along[i + 1, k] + d * along[i + 1, m]
         e = a * profile_error[i, k] + b * profile_error[i, m]
         e += c * profile_error[i + 1, k] + d * profile_error[i + 1, m]
         total = total * g * g + (sky * f * e) ** 2

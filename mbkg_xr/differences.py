@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import xarray as xr
@@ -35,17 +35,22 @@ class Differences:
         With their errors, or None where slits were taken to be alike.
     told
         What `solve_profile` found the profile from.
+    along
+        ``(kind, node, bin)``, what a pedestal is along the slits of the kinds looked at (`bars`);
+        empty where that is not known.
     """
 
     terms: Terms
     scales: SlitScales | None = None
     told: tuple[ProfileSums, Array, tuple[int, ...]] | None = None
+    along: Array = field(default_factory=lambda: np.empty((0, 0, 0)))
 
     def with_errors(self) -> Differences:
         """The same, with the errors of the profile, which no pass asks for."""
         if self.told is None:
             return self
-        return replace(self, terms=replace(self.terms, profile=solve_profile(*self.told)))
+        table = replace(solve_profile(*self.told), pedestal=self.terms.profile.pedestal)
+        return replace(self, terms=replace(self.terms, profile=table))
 
 
 def shutter_sight(ds: xr.Dataset, *, profile: bool) -> ShutterSight:
@@ -118,8 +123,11 @@ def find_differences(
         told = (sums.profile, phase, sight.kinds)
         strengths = STRENGTHS[::2] if provisional else STRENGTHS
         table = solve_profile(*told, errors=False, strengths=strengths)
+        if present.along.size:
+            known = [sight.kinds.index(kind) for kind in table.kinds]
+            table = replace(table, pedestal=present.along[known])
         terms = replace(terms, profile=table, kind=table.index(ds["n_shutters"].values))
-        return Differences(terms, found, told)
+        return Differences(terms, found, told, present.along)
     return Differences(terms, found)
 
 

@@ -188,6 +188,12 @@ def _difference_variables(differ: Differences, units: str) -> dict:
                 {"units": units, "long_name": "flux of a pedestal of 1"},
             ),
         }
+    if terms.profile.kinds and terms.profile.pedestal.size:
+        out["pedestal_along"] = (
+            ("kind", "yrel_node", "bin"),
+            terms.profile.pedestal,
+            {"long_name": "pedestal along the slit, 1 at shutter centres"},
+        )
     if terms.profile.kinds:
         out |= {
             "profile": (

@@ -21,14 +21,14 @@ def accumulate_pixels(
     flux, error, wavelength, yrel, var_rnoise, var_poisson, start, stop, order,
     group, time_factor, edges, lookup, step, bin_spans,
     scale, basis, times, drift, level, pedestal, pedestal_shape, used, leak, light,
-    profile, first, pitch, kind,
+    profile, along, first, pitch, kind,
     model, gain, floor, centre, cut, usual, unit, log, rule, z_max, z_step,
     moments, count, chosen, histogram, noise, pixels,
 ):  # pragma: no cover - compiled  # fmt: skip
     """Sums over the pixels of some slits, added to what the arrays hold."""
     in_place = order.shape[0] == 0
     has_var = var_rnoise.shape[0] > 0
-    has_profile = profile.shape[0] > 0
+    has_profile, has_along = profile.shape[0] > 0, along.shape[0] > 0
     n_z = histogram.shape[1] - 2
     widest = 1.0 if log or rule == BIWEIGHT else 1.0 + TAPER
     if rule == HUBER:
@@ -88,12 +88,14 @@ def accumulate_pixels(
             z = shutter_of(np.float64(yrel[at]))
             if not used[s, z]:
                 continue
-            share = f + level[s, z]
+            share, other = f + level[s, z], other0
             if has_profile:
                 share *= profile_at(profile, first, pitch, kind[s], yrel[at], n + t)
             if not share > 0.01:
                 continue
-            other = other0 + leak[s, z] * bright * mean
+            if has_along and other0 != 0:
+                other *= profile_at(along, first, pitch, kind[s], yrel[at], n + t)
+            other += leak[s, z] * bright * mean
             expected = share * mean + other
             variance = e2
             photon = 0.0

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .checks import CONVERGED, FAR, NO_SKY, Model, check_slits, sky_level
 from .columns import held
+from .bars import pedestal_along
 from .differences import Differences, find_differences, shutter_sight
 from .drift import Clock, Drift, without_trend
 from .errors import FitError
@@ -108,6 +109,8 @@ def _passes(
     time = None if drift is None else Clock.of(ds, drift.order).functions(ds["mjd"].values)
     drifted: Drifted | None = None
     differ = Differences(Terms.none(ds.sizes["slit"], grid.size))
+    if sight is not None and scales is not None and scales.pedestal:
+        differ.along = pedestal_along(ds, grid, sight.kinds)
     say("running median")
     scale, state = start(sky, log_data=model.log_data, slits=ds)
     say("noise")

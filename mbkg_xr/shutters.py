@@ -93,10 +93,10 @@ def _look_block(
     flux, error, wavelength, yrel, var_rnoise, var_poisson, start, stop, order,
     source, first_open, last_open, sky, kind, row, time_factor, edges, lookup, step,
     model, gain, floor, unit, factor, change, level, offset, stray, light,
-    known, first, pitch, known_kind,
+    known, along, first, pitch, known_kind,
     weight, excess, profile,
 ):  # pragma: no cover - compiled  # fmt: skip
-    has_var = var_rnoise.shape[0] > 0
+    has_var, has_along = var_rnoise.shape[0] > 0, along.shape[0] > 0
     in_place = order.shape[0] == 0
     per_node = 1 / PROFILE_STEP
     for s in range(start.shape[0]):
@@ -134,14 +134,16 @@ def _look_block(
             at_source = sourced and abs(r - source[s]) <= 0.5
             g = profile_at(known, first, pitch, known_kind[s], r, n + t)
             inside = shutter_of(r)
-            share = f + level[s, inside]
+            share, added = f + level[s, inside], other
+            if has_along and other != 0:
+                added *= profile_at(along, first, pitch, known_kind[s], r, n + t)
             variance = e2
             if a >= 0:
                 rest = np.float64(var_rnoise[at]) if has_var else read
                 if rest > 0 and np.isfinite(rest):
-                    variance = rest + a * max(share * g * mean + other, 0.0)
+                    variance = rest + a * max(share * g * mean + added, 0.0)
             variance *= unit * unit
-            rest = y - other - share * g * mean
+            rest = y - added - share * g * mean
             past = z < first_open[s] or z > last_open[s]
             if not (at_source or past) and rest * rest > _CLIP * _CLIP * (
                 variance + (_ALLOWED * mean) ** 2
@@ -158,7 +160,7 @@ def _look_block(
                 m = g * mean
                 w = m / variance
                 weight[s, inside, b] += w * m
-                excess[s, inside, b] += w * (y - m)
+                excess[s, inside, b] += w * (y - (added - other) - m)
             # Rows past the last open shutter show how its light ends.
             end = shutter_of(min(max(z, first_open[s]), last_open[s]))
             if sky[s, end] and not at_source and kind[s] >= 0:
@@ -176,7 +178,7 @@ def _look_block(
                 if 0 <= node < profile.shape[2]:
                     w = m / variance
                     profile[0, row[s], node, b] += w * m
-                    profile[1, row[s], node, b] += w * (y - other)
+                    profile[1, row[s], node, b] += w * (y - added)
 
 
 @kernel
@@ -307,7 +309,8 @@ def look(
                 grid.edges, grid.lookup, grid.step,
                 state.model, state.gain, state.floor, state.unit,
                 factors[at], change[at], own.level[at], offset[at], own.leak[at], own.light[at],
-                own.profile.values, own.profile.first, own.profile.step, own.kind[at],
+                own.profile.values, own.profile.pedestal, own.profile.first, own.profile.step,
+                own.kind[at],
                 weight[at], excess[at], along,
             )  # fmt: skip
         profile = ProfileSums.of(

@@ -85,10 +85,11 @@ class SlitTerms:
         profile = (self.profile.values, self.profile.error)
         if not self.profile.kinds:
             profile = (np.ones((1, 1, 1)), np.zeros((1, 1, 1)))  # of a kind that no slit has
+        along = self.profile.pedestal if self.profile.pedestal.size else np.ones_like(profile[0])
         return (
             *(np.ascontiguousarray(a[slits], dtype=np.float64) for a in own),
             np.ascontiguousarray(self.basis), self.pedestal[slits], self.pedestal_shape,
-            *profile, self.profile.first, self.profile.step,
+            *profile, along, self.profile.first, self.profile.step,
             self.kind[slits], self.first_shutter, self.floor,
         )  # fmt: skip
 
@@ -179,4 +180,5 @@ def profile_table(master: xr.Dataset) -> ProfileTable:
         tuple(int(k) for k in master["n_shutters"].values),
         master["profile_factor"].values.astype(np.float64),
         master["profile_basis"].values,
+        master["pedestal_along"].values if "pedestal_along" in master else np.empty((0, 0, 0)),
     )

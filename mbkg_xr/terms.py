@@ -2,11 +2,11 @@
 
 The expected signal of a pixel at wavelength l and position r along slit j is
 
-    f_j(l) g(r, l) S(l) + p_j q(l),
+    f_j(l) g(r, l) S(l) + p_j q(l) v(r, l),
 
 S the master (at the time of the slit, where it changes), f the slit's scale (a low Legendre series
 in the phase of l, which is its logarithm, from -1 to 1 over the fitted range), g the residual
-bar-shadow profile, p a pedestal and q its shape.
+bar-shadow profile, p a pedestal, q its shape and v how it goes along the slit.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class ProfileTable:
         ``(kind, node, order, rank)``, of the covariance of the coefficients of `basis`.
     basis
         ``(bin, order)``, the series in wavelength that errors follow at each node.
+    pedestal
+        As `values`: what a pedestal is there. Empty: the same all along the slit.
     """
 
     first: float = 0.0
@@ -65,6 +67,7 @@ class ProfileTable:
     kinds: tuple[int, ...] = ()
     factor: Array = field(default_factory=lambda: np.empty((0, 0, 0, 0)))
     basis: Array = field(default_factory=lambda: np.empty((0, 0)))
+    pedestal: Array = field(default_factory=lambda: np.empty((0, 0, 0)))
 
     def index(self, n_shutters: NDArray) -> NDArray[np.int64]:
         """Kind of each slit, -1 where no profile is known for it."""

@@ -2,11 +2,11 @@
 
 For a sum T = sum_i h_i (y_i - b_i), with the background of pixel i at wavelength l and position r
 
-    b = response (f g m + p q),
+    b = response (f g m + p q v),
 
-m the master's pixel mean, f the slit's scale and g the profile, these are the derivatives of T by
-the values of m at the nodes along wavelength, by the coefficients of f, by what is a shutter's own,
-by the floor of each shutter and wavelength bin, and by the profile.
+m the master's pixel mean, f the slit's scale, g the profile and p q v the pedestal, these are the
+derivatives of T by the values of m at the nodes along wavelength, by the coefficients of f, by what
+is a shutter's own, by the floor of each shutter and wavelength bin, and by the profile.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def _add_up(
     flux, error, background, background_error, wavelength, yrel, quality, response, selected,
     weight, label, bad,
     to_nodes, ratio, edges, lookup, step, bin_spans,
-    factor, basis, pedestal, profile, profile_basis, first, pitch, kind, first_shutter, fitted,
-    heldout, centre, plain, nodes, shared, coefficients, levels, bins, along,
+    factor, basis, pedestal, profile, along_pedestal, profile_basis, first, pitch, kind,
+    first_shutter, fitted, heldout, centre, plain, nodes, shared, coefficients, levels, bins, along,
 ):  # pragma: no cover - compiled  # fmt: skip
     shutters = factor.shape[0]
     has_response = response.shape[0] > 0
@@ -113,7 +113,10 @@ def _add_up(
             z = min(max(int(np.floor(r + 0.5)) - first_shutter, 0), shutters - 1)
             f = factor[z, n]
             g = profile_at(profile, first, pitch, kind, r, n + t)
-            level = h * (b - c * pedestal[n])
+            other = pedestal[n]
+            if along_pedestal.shape[0] > 0 and other != 0:
+                other *= profile_at(along_pedestal, first, pitch, kind, r, n + t)
+            level = h * (b - c * other)
             fit = has_selected and selected[i, j] and fitted[z]
             for m in range(4):
                 at = ((to_nodes[3, m] * t + to_nodes[2, m]) * t + to_nodes[1, m]) * t
@@ -191,7 +194,7 @@ def slit_sums(
     _add_up(
         *(pixels[name] for name in PIXELS), compact, pixels["quality"].dtype.type(master.bad),
         TO_NODES, master.ratio[master.group[slit]], grid.edges, grid.lookup, grid.step, BIN_SPANS,
-        factor, basis, pedestal, table.values, table.basis, table.first, table.step,
+        factor, basis, pedestal, table.values, table.pedestal, table.basis, table.first, table.step,
         kind, terms.first_shutter, np.resize(master.fitted[slit], shutters),
         master.heldout, CENTRE, plain, nodes, shared, coefficients, levels, bins, along,
     )  # fmt: skip

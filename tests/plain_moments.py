@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 from numpy.polynomial import legendre
-from scipy.interpolate import BSpline
+from scipy.interpolate import BSpline, RegularGridInterpolator
 
 from mbkg_xr.select import centres_only
 from mbkg_xr.terms import BIN_SPANS, FIRST_SHUTTER, N_SHUTTERS
@@ -83,6 +83,13 @@ def plain_pixels(ds: xr.Dataset, master: xr.Dataset) -> Pixels:
             share[here] *= [
                 np.interp(a, bins, column) for a, column in zip(u, at_bin.T, strict=True)
             ]
+            if "pedestal_along" in master:
+                raised = RegularGridInterpolator((nodes, bins), master.pedestal_along.values[kind])
+                other[here] *= raised(
+                    np.column_stack(
+                        [np.clip(yrel[here], *nodes[[0, -1]]), np.clip(u, *bins[[0, -1]])]
+                    )
+                )
     if "source_share" in master:
         light = master.source_light.values
         bins = np.arange(light.shape[1]) + 0.5

@@ -46,7 +46,7 @@ def _plain(ds, master):
         by = basis[n] + master.shutter_level_slope.values[s, z]
         variance = np.einsum("nk,kl,nl->n", by, master.scale_covariance.values[s], by)
         variance += master.shutter_level_variance.values[s, z]
-        g, e = np.ones_like(f), np.zeros_like(f)
+        g, e, raised = np.ones_like(f), np.zeros_like(f), np.ones_like(f)
         kinds = master.n_shutters.values.tolist() if "profile" in master else []
         if int(ds.n_shutters.values[s]) in kinds:
             kind = kinds.index(int(ds.n_shutters.values[s]))
@@ -57,7 +57,8 @@ def _plain(ds, master):
             )  # fmt: skip
             g = RegularGridInterpolator(axes, master.profile.values[kind])(points)
             e = RegularGridInterpolator(axes, master.profile_error.values[kind])(points)
-        shift = master.pedestal.values[s] * master.pedestal_shape.values[n]
+            raised = RegularGridInterpolator(axes, master.pedestal_along.values[kind])(points)
+        shift = master.pedestal.values[s] * master.pedestal_shape.values[n] * raised
         floor = master.attrs["floor"] * mean
         total = (f * g * error) ** 2 + mean**2 * (g**2 * variance + (f * e) ** 2)
         out[0, s, i] = np.where(inside, mean * f * g + shift, np.nan)

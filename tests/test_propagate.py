@@ -68,6 +68,9 @@ def test_it_is_the_whole_covariance_matrix_between_two_vectors(small, small_mast
     kind = np.array([kinds.index(k) for k in sub.n_shutters.values[s]])
     g = np.einsum("py,pyb,pb->p", along, master.profile.values[kind], across)
     pedestal = master.pedestal.values[s] * master.pedestal_shape.values[n]
+    if "pedestal_along" in master:
+        raised = master.pedestal_along.values[kind]
+        pedestal = pedestal * np.einsum("py,pyb,pb->p", along, raised, across)
     level = sub.background.values[good] - pedestal
 
     # The master: Lagrange's polynomials of the nodes.
