@@ -15,9 +15,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .bars import pedestal_along
 from .checks import CONVERGED, FAR, NO_SKY, Model, check_slits, sky_level
 from .columns import held
-from .bars import pedestal_along
 from .differences import Differences, find_differences, shutter_sight
 from .drift import Clock, Drift, without_trend
 from .errors import FitError
