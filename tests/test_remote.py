@@ -5,8 +5,10 @@ Whatever is done from URL to URL is, byte for byte, what is done from directory 
 
 import functools
 import http.server
+import json
 import logging
 import shutil
+import socket
 import sys
 import threading
 
@@ -153,6 +155,17 @@ def test_nothing_is_overwritten_unasked(few, remote):
     (located(remote) / "notes" / "text").write_bytes(b"mine")
     with pytest.raises(StoreError, match="refusing to overwrite"):
         mx.save(few, f"{remote}/notes", overwrite=True)
+
+
+def test_what_a_killed_run_left_is_cleared(few, remote):
+    left = located(f"{remote}/.r.zarr.staging-00000000")
+    mark = left.with_name(f"{left.name}.writer")
+    (left / "zarr.json").write_text("{}")
+    mark.write_text(json.dumps({"pid": 1, "host": socket.gethostname(), "boot": "a former one"}))
+    with pytest.warns(UserWarning, match="removed .*a run that was killed"):
+        mx.save(few, f"{remote}/r.zarr")
+    names = {name.partition("/")[0] for name in sizes_below(located(remote))}
+    assert names == {"r.zarr"}
 
 
 def test_a_connection_that_breaks(few, memory, monkeypatch):

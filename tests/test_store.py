@@ -1,5 +1,8 @@
 """Zarr stores: equal when they come back, whole or not there at all, and checked."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -125,6 +128,45 @@ def test_two_writers_at_once(result, tmp_path):
     xr.testing.assert_identical(
         xr.open_zarr(path, group="prism-clear", consolidated=False).compute(), result.compute()
     )
+    assert [p.name for p in tmp_path.iterdir()] == ["r.zarr"]
+
+
+def test_what_a_killed_run_left_is_cleared(result, tmp_path):
+    """By the next of the same name, if the process is dead for certain; of others it is told."""
+    path = tmp_path / "r.zarr"
+    code = (
+        "import os, sys; from mbkg_xr.io.store import create_store\n"
+        "with create_store(sys.argv[1]) as staging:\n"
+        "    (staging / 'zarr.json').write_text('{}'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9
+    left, mark = sorted(tmp_path.iterdir())
+    assert left.name.startswith(".r.zarr.staging-") and mark.name == f"{left.name}.writer"
+    with pytest.warns(UserWarning, match=f"removed .*{left.name}: a run that was killed"):
+        mx.save(result, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["r.zarr"]
+
+    elsewhere = tmp_path / ".r.zarr.staging-00000000"
+    elsewhere.mkdir()
+    mark = tmp_path / f"{elsewhere.name}.writer"
+    mark.write_text('{"pid": 1, "host": "elsewhere.invalid"}')
+    unmarked = tmp_path / ".r.zarr.staging-11111111"
+    unmarked.mkdir()
+    with pytest.warns(UserWarning, match="stays") as told:
+        mx.save(result, path, overwrite=True)
+    said = [str(w.message) for w in told if "stays" in str(w.message)]
+    assert len(said) == 2 and "process 1 on elsewhere.invalid" in said[0]
+    assert elsewhere.exists() and unmarked.exists()
+
+
+def test_a_kill_while_a_store_is_replaced_loses_nothing(result, tmp_path):
+    """Between the two renames the former store has another name; it is spoken of, and kept."""
+    path, old = tmp_path / "r.zarr", tmp_path / ".r.zarr.old-00000000"
+    mx.save(result, old)
+    with pytest.warns(UserWarning, match="is the former r.zarr"):
+        mx.save(result, path)
+    assert old.exists()
+    mx.save(result, path, overwrite=True)  # and now it has been replaced
     assert [p.name for p in tmp_path.iterdir()] == ["r.zarr"]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import StoreError
 from .location import create_exclusively, is_remote, located
 
-__all__ = ["LOCK_NAME", "Lock", "holder", "write_lock"]
+__all__ = ["LOCK_NAME", "Lock", "holder", "mark", "marked", "write_lock"]
 
 LOCK_NAME = ".ingest.lock"
 
@@ -95,6 +95,21 @@ def holder(store: str | Path) -> tuple[str, bool] | None:
         return None
     found = _read(path)
     return f"process {found.get('pid')} on {found.get('host')}", not found or _is_gone(found)
+
+
+def mark(file: Path) -> None:
+    """Say in a file that nobody else writes that this process is at work."""
+    file.write_text(json.dumps(_myself()))
+
+
+def marked(file: Path) -> tuple[str, bool | None]:
+    """Who wrote a mark, and whether they live; None where that cannot be known."""
+    found = _read(file)
+    if not found:
+        return "nobody says who", None
+    gone = _is_gone(found)
+    here = found.get("host") == socket.gethostname()
+    return f"process {found.get('pid')} on {found.get('host')}", not gone if gone or here else None
 
 
 def _create(path: Path, text: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -34,6 +33,7 @@ from .location import (
     sizes_below,
     zarr_store,
 )
+from .staging import begin_staging, clear_leftovers, end_staging, staging_of
 from .writing import chunk_length, write_chunks
 
 __all__ = ["create_store", "is_complete", "is_store", "open_store", "save", "write_group"]
@@ -75,36 +75,22 @@ def create_store(path: str | os.PathLike, *, overwrite: bool = False) -> Iterato
     if not path.name:
         raise StoreError("no name for the store", expected="a path", found=str(path))
     _check_free(path, overwrite)
-    staging = path.with_name(f".{path.name}.staging-{uuid.uuid4().hex[:8]}")
+    clear_leftovers(path)
+    staging, old = staging_of(path)
     try:
-        _begin(staging, path)
+        begin_staging(staging, path)
         yield staging
         # Somebody else may have written under this name in the meantime.
         _check_free(path, overwrite)
         if is_remote(path):
             move_store(staging, path)
             return
-        old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
         if path.exists():
             os.replace(path, old)
         os.replace(staging, path)
         remove_tree(old)
     finally:
-        remove_tree(staging)
-
-
-def _begin(staging: Path, path: Path) -> None:
-    """Learn that nothing can be written here before the work, not after it."""
-    if is_remote(staging):
-        trial = staging / ".trial"
-        with reaching(path):
-            trial.write_bytes(b"mbkg_xr")
-            trial.unlink()
-        return
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise StoreError("cannot write here", where=str(path), found=error.strerror) from error
+        end_staging(staging)
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
