@@ -38,7 +38,7 @@ __all__ = [
 Array = NDArray[np.float64]
 
 #: Of the weights and the clipping, by span.
-_STATE = ("weight_model", "photon_gain", "read_floor", "clip_centre", "clip_cut")
+_STATE = ("weight_model", "photon_gain", "read_floor", "clip_centre", "clip_cut", "read_class_gain")
 #: Of what differs from slit to slit: common to all, and one row a slit.
 _COMMON = (
     "phase",
@@ -93,6 +93,11 @@ def applied_variables(state: PassState, terms: Terms, units: str) -> dict[str, A
             state.floor,
             {"long_name": "read variance where pixels do not give it", "units": f"({units})^2"},
         ),
+        "read_class_gain": (
+            "read_class",
+            state.by_class,
+            {"long_name": "photon variance of pixels of more read variance, over photon_gain's"},
+        ),
         "clip_centre": ("span", state.centre, {"long_name": "centre of residuals over errors"}),
         "clip_cut": ("span", state.cut, {"long_name": "largest distance from it of a used pixel"}),
     }
@@ -130,6 +135,7 @@ def applied_state(master: xr.Dataset) -> PassState:
         unit=float(master.attrs["clip_unit"]),
         log=master.attrs["model"] == "seed",
         rule=RULES[str(master.attrs.get("weights", "clip"))][1],
+        by_class=values["read_class_gain"],
     )
 
 

@@ -17,6 +17,7 @@ from .errors import DatasetError
 from .master import master_grid
 from .moments import time_factors
 from .parts import has_parts, part_index
+from .pass_kernel import READ_STEPS
 from .schema import PIXEL_DIMS
 from .spans import SpanGrid
 
@@ -27,7 +28,7 @@ def sky_errors(ds: xr.Dataset, master: xr.Dataset) -> xr.DataArray:
     """Error of every pixel if it holds nothing but its background. Lazy.
 
     The root of (read noise + photon gain x background) x scatter^2 + background_error^2, the
-    photon gain and the scatter as the master found them.
+    photon gain (of the pixel's class of read noise) and the scatter as the master found them.
 
     Parameters
     ----------
@@ -62,7 +63,12 @@ def sky_errors(ds: xr.Dataset, master: xr.Dataset) -> xr.DataArray:
     grid = master_grid(master)
     missing = [
         name
-        for name, where in (("background", ds), ("photon_gain", master), ("read_floor", master))
+        for name, where in (
+            ("background", ds),
+            ("photon_gain", master),
+            ("read_floor", master),
+            ("read_class_gain", master),
+        )
         if name not in where
     ]
     if missing:
@@ -89,6 +95,7 @@ def sky_errors(ds: xr.Dataset, master: xr.Dataset) -> xr.DataArray:
         grid=grid,
         gain=np.atleast_2d(master["photon_gain"].values),
         floor=np.atleast_2d(master["read_floor"].values),
+        by_class=np.atleast_2d(master["read_class_gain"].values),
         scatter=scatter.astype(np.float64),
     )
     attrs = {"long_name": "error of sky by the master", "units": ds["flux"].attrs["units"]}
@@ -107,6 +114,7 @@ def _errors(
     grid: SpanGrid,
     gain: NDArray,
     floor: NDArray,
+    by_class: NDArray,
     scatter: NDArray,
 ) -> NDArray:
     given = dict(zip(more.split(), others, strict=True))
@@ -116,9 +124,14 @@ def _errors(
     own = part.astype(np.int64)
     with np.errstate(invalid="ignore", over="ignore"):
         light = np.maximum(background.astype(np.float64), 0)
-        read = given.get("var_rnoise", floor[own, span] * response**2)
+        usual = floor[own, span] * response**2
+        read = given.get("var_rnoise", usual)
+        share: NDArray | float = 1.0
+        if "var_rnoise" in given:
+            times = np.where(usual > 0, read / np.where(usual > 0, usual, 1.0), 0.0)
+            share = by_class[own, np.searchsorted(READ_STEPS, np.nan_to_num(times))]
         # Gain and floor are of flux a unit of uniform sky.
-        noise = read + gain[own, span] * time * light * response
+        noise = read + share * gain[own, span] * time * light * response
         other = background_error.astype(np.float64)
         known = np.isfinite(gain[own, span]) & (np.asarray(read) > 0)
         model = np.sqrt(noise * scatter[own] ** 2 + other**2)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .columns import Parts, Source
 from .groups import add_up, weighted
-from .pass_kernel import TAPERED, accumulate_pixels
+from .pass_kernel import READ_CLASSES, TAPERED, accumulate_pixels
 from .spans import SpanGrid
 from .terms import BIN_SPANS, Terms
 
@@ -53,7 +53,7 @@ class PassState:
         ``(span,)``, photon variance a unit of flux at `REFERENCE_TIME`; NaN while unknown (the
         variance is then error^2).
     floor
-        ``(span,)``, read variance where the data do not give it pixel by pixel.
+        ``(span,)``, mean read variance: that of all pixels, where data do not give it one by one.
     centre, cut
         ``(span,)``, pixels are used to about ``|z - centre| = cut``: from an eighth of it below to
         as much above (`mbkg_xr.pass_kernel.TAPER`), their weight falls from 1 to 0 (as Hampel's
@@ -69,6 +69,9 @@ class PassState:
         would outweigh all others.
     log
         Accumulate ln y with weight 1 and without the pixels that are not positive.
+    by_class
+        ``(READ_CLASSES,)``, photon variance over `gain` by class of read variance
+        (`mbkg_xr.pass_kernel.read_class`), where the data give that pixel by pixel.
     """
 
     model: NDArray[np.float64]
@@ -80,6 +83,7 @@ class PassState:
     unit: float = 1.0
     log: bool = False
     rule: int = TAPERED
+    by_class: NDArray[np.float64] = field(default_factory=lambda: np.ones(READ_CLASSES))
 
 
 @dataclass
@@ -97,8 +101,9 @@ class PassSums:
     histogram
         ``(bin, len(HISTOGRAM_EDGES) + 1)``, of z, with underflow and overflow.
     noise
-        ``(bin, 6)``: n, sum x, sum var_poisson, sum error^2, sum x^2, sum x error^2 with
-        x = max(flux, 0) * REFERENCE_TIME / exposure time: photons are not negative.
+        ``(bin, 6 + 2 READ_CLASSES)``: n, sum x, sum var_poisson, sum error^2, sum x^2,
+        sum x error^2 with x = max(flux, 0) * REFERENCE_TIME / exposure time: photons are not
+        negative; then by class of read variance sum var_poisson and sum gain x.
     pixels
         ``(slit, 2)``: selected pixels within the spans, and those used.
     changing
@@ -143,7 +148,7 @@ def block_sums(
         np.zeros((n_groups, grid.size), dtype=np.int64),
         np.zeros((n_groups, grid.size), dtype=np.int64),
         np.zeros((n_bins, HISTOGRAM_EDGES.size + 1), dtype=np.int64),
-        np.zeros((n_bins, 6)),
+        np.zeros((n_bins, 6 + 2 * READ_CLASSES)),
         np.zeros((n, 2), dtype=np.int64),
     )
     basis = terms.basis()
@@ -157,8 +162,8 @@ def block_sums(
             own.pedestal, own.pedestal_shape, own.used, own.leak, own.light,
             own.profile.values, own.profile.pedestal, own.profile.first, own.profile.step,
             own.kind,
-            state.model, state.gain, state.floor, state.centre, state.cut, state.usual,
-            state.unit, state.log, state.rule, _Z_MAX, _Z_STEP,
+            state.model, state.gain, state.by_class, state.floor, state.centre, state.cut,
+            state.usual, state.unit, state.log, state.rule, _Z_MAX, _Z_STEP,
             sums.moments, sums.count, sums.selected, sums.histogram, sums.noise, sums.pixels[at],
         )  # fmt: skip
     return sums

@@ -8,12 +8,35 @@ from .kernels import kernel
 from .spans import find_span
 from .terms import light_at, profile_at, shutter_of
 
-__all__ = ["BIWEIGHT", "HUBER", "TAPER", "TAPERED", "accumulate_pixels"]
+__all__ = [
+    "BIWEIGHT",
+    "HUBER",
+    "READ_CLASSES",
+    "READ_STEPS",
+    "TAPER",
+    "TAPERED",
+    "accumulate_pixels",
+    "read_class",
+]
 
 #: Part of the clipping limit over which weights fall: with 3 sigma, from 2.6 to 3.4.
 TAPER = 0.125
 #: What a pixel's weight follows as it lies further off.
 TAPERED, HUBER, BIWEIGHT = 0, 1, 2
+#: Pixels are told apart by their read variance over the mean one of their span, in steps of 2 from
+#: 1 on: a ramp that a cosmic ray cut short has more of it, and of photon noise.
+READ_STEPS = (1.0, 2.0, 4.0, 8.0)
+READ_CLASSES = len(READ_STEPS) + 1
+
+
+@kernel(inline="always")
+def read_class(ratio):  # pragma: no cover - compiled
+    """Class of a pixel whose read variance is so many times the mean one of its span."""
+    found = 0
+    for k in range(len(READ_STEPS)):
+        if ratio > READ_STEPS[k]:
+            found = k + 1
+    return found
 
 
 @kernel
@@ -22,7 +45,7 @@ def accumulate_pixels(
     group, time_factor, edges, lookup, step, bin_spans,
     scale, basis, times, drift, level, pedestal, pedestal_shape, used, leak, light,
     profile, along, first, pitch, kind,
-    model, gain, floor, centre, cut, usual, unit, log, rule, z_max, z_step,
+    model, gain, by_class, floor, centre, cut, usual, unit, log, rule, z_max, z_step,
     moments, count, chosen, histogram, noise, pixels,
 ):  # pragma: no cover - compiled  # fmt: skip
     """Sums over the pixels of some slits, added to what the arrays hold."""
@@ -98,7 +121,7 @@ def accumulate_pixels(
             other += leak[s, z] * bright * mean
             expected = share * mean + other
             variance = e2
-            photon = 0.0
+            photon, c = 0.0, 0
             if has_var:
                 photon = np.float64(var_poisson[at])
             if a >= 0:
@@ -106,7 +129,9 @@ def accumulate_pixels(
                 # the datum pull the fit low.
                 rest = np.float64(var_rnoise[at]) if has_var else read
                 if rest > 0 and np.isfinite(rest):
-                    variance = rest + a * max(expected, 0.0)
+                    if has_var and read > 0:
+                        c = read_class(rest / read)
+                    variance = rest + by_class[c] * a * max(expected, 0.0)
             per_sigma = 1 / np.sqrt(variance)
             away = (y - expected) * per_sigma * per_unit
             b = n // bin_spans
@@ -134,6 +159,9 @@ def accumulate_pixels(
                 s3 += trust * e2
                 s4 += trust * x * x
                 s5 += trust * x * e2
+                if a >= 0 and has_var:
+                    noise[b, 6 + 2 * c] += trust * photon
+                    noise[b, 7 + 2 * c] += trust * x * gain[n]
             # From here on as if the slit saw the master itself.
             y = (y - other) / share
             w = trust * (share * per_sigma) ** 2

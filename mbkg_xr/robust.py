@@ -26,6 +26,7 @@ RULES = {"clip": (3.0, TAPERED), "huber": (1.345, HUBER), "biweight": (4.685, BI
 CHOOSE_PASS = 4
 #: A running centre from fewer pixels than this is noise.
 BIN_PIXELS = 200
+_CLASS_RANGE = (0.2, 20.0)  # of photon noise, by read noise
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,17 @@ def next_state(
     width = np.interp(spans, middle[filled], np.maximum(width, 0.1))
     model = np.where(np.isfinite(model), model, state.model)
     gain, floor = _noise(sums, n)
+    by_class = _by_class(sums)
     kind, limit = rule.at(number)
     return replace(
-        state, model=model, gain=gain, floor=floor, centre=centre, cut=limit * width, rule=kind
+        state,
+        model=model,
+        gain=gain,
+        by_class=by_class,
+        floor=floor,
+        centre=centre,
+        cut=limit * width,
+        rule=kind,
     )
 
 
@@ -110,7 +119,7 @@ def _noise(sums: PassSums, n_spans: int) -> tuple[Array, Array]:
     # A slope asks for many pixels; a ratio of sums does not, and the sensitivity changes fast at
     # the ends of the range.
     known = sums.noise[:, 2].sum() > 0
-    n, x, photon, e2, xx, xe = _about(sums.noise, (1, 3, 5) if known else (5,)).T
+    n, x, photon, e2, xx, xe = _about(sums.noise[:, :6], (1, 3, 5) if known else (5,)).T
     with np.errstate(invalid="ignore", divide="ignore"):
         slope = (n * xe - x * e2) / (n * xx - x * x)
         gain = np.clip(np.where(photon > 0, photon / x, slope), 0, e2 / x)
@@ -124,6 +133,17 @@ def _noise(sums: PassSums, n_spans: int) -> tuple[Array, Array]:
         np.interp(spans, middle[good], gain[good]),
         np.interp(spans, middle[good], read[good]),
     )
+
+
+def _by_class(sums: PassSums) -> Array:
+    """Photon variance of pixels of each class of read variance, over that of all; 1 if unknown.
+
+    One number a bin is that of the mean pixel, and most have less: the ramps that are cut short
+    have more, and the scatter of the others would seem small.
+    """
+    photon, mean = sums.noise[:, 6:].sum(axis=0).reshape(-1, 2).T
+    good = (photon > 0) & (mean > 0)
+    return np.clip(np.where(good, photon / np.where(good, mean, 1.0), 1.0), *_CLASS_RANGE)
 
 
 def _about(sums: Array, widths: tuple[int, ...]) -> Array:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .columns import Parts, Source
 from .kernels import kernel
 from .moments import PassState, time_factors
+from .pass_kernel import read_class
 from .profile_sums import FADES, N_NODES, PROFILE_FIRST, PROFILE_STEP, SPILT, ProfileSums
 from .schema import CENTRE, OPEN, occupied_shutters
 from .spans import find_span
@@ -92,7 +93,7 @@ class ShutterSums:
 def _look_block(
     flux, error, wavelength, yrel, var_rnoise, var_poisson, start, stop, order,
     source, first_open, last_open, sky, kind, row, time_factor, edges, lookup, step,
-    model, gain, floor, unit, factor, change, level, offset, stray, light,
+    model, gain, by_class, floor, unit, factor, change, level, offset, stray, light,
     known, along, first, pitch, known_kind,
     weight, excess, profile,
 ):  # pragma: no cover - compiled  # fmt: skip
@@ -141,7 +142,8 @@ def _look_block(
             if a >= 0:
                 rest = np.float64(var_rnoise[at]) if has_var else read
                 if rest > 0 and np.isfinite(rest):
-                    variance = rest + a * max(share * g * mean + added, 0.0)
+                    c = read_class(rest / read) if has_var and read > 0 else 0
+                    variance = rest + by_class[c] * a * max(share * g * mean + added, 0.0)
             variance *= unit * unit
             rest = y - added - share * g * mean
             past = z < first_open[s] or z > last_open[s]
@@ -307,7 +309,7 @@ def look(
                 sight.source[where], sight.first_open[where], sight.last_open[where],
                 sky[where], sight.kind[where], row[at], factor[where],
                 grid.edges, grid.lookup, grid.step,
-                state.model, state.gain, state.floor, state.unit,
+                state.model, state.gain, state.by_class, state.floor, state.unit,
                 factors[at], change[at], own.level[at], offset[at], own.leak[at], own.light[at],
                 own.profile.values, own.profile.pedestal, own.profile.first, own.profile.step,
                 own.kind[at],

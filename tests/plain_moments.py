@@ -97,6 +97,9 @@ def plain_pixels(ds: xr.Dataset, master: xr.Dataset) -> Pixels:
         other += master.source_share.values[slit, z] * wide[slit, n] * mean
     expected = share * mean + other
     gain = master.photon_gain.values[n] * 1000 / ds.exposure_time.values[slit]
+    if "var_rnoise" in ds:
+        kind = np.searchsorted([1, 2, 4, 8], rest / master.read_floor.values[n])
+        gain = gain * master.read_class_gain.values[kind]
     variance = np.where(rest > 0, rest + gain * np.maximum(expected, 0), error**2)
     away = (flux - expected) / np.sqrt(variance) / master.attrs["clip_unit"]
     used &= share > 0.01

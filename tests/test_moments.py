@@ -35,6 +35,7 @@ def _state(grid, *, log=False, gain=2e-3, cut=3.0, rule=TAPERED):
         usual=np.full(n, 0.05),
         log=log,
         rule=rule,
+        by_class=np.array([0.9, 1.2, 1.5, 2.0, 2.5]),
     )
 
 
@@ -51,7 +52,8 @@ def _plain(ds, grid, state, groups, n_groups):
     model = np.einsum("pm,pm->p", state.model[n], np.vander(t, 4, increasing=True))
     factor = 1000.0 / ds.exposure_time.values[slit]
     rest = ds.var_rnoise.values[sel].astype(float)
-    photon = state.gain[n] * factor * np.maximum(model, 0)
+    kind = np.searchsorted([1, 2, 4, 8], rest / state.floor[n])
+    photon = state.by_class[kind] * state.gain[n] * factor * np.maximum(model, 0)
     variance = np.where((state.gain[n] >= 0) & (rest > 0), rest + photon, e2)
     z = (flux - model) / np.sqrt(variance)
     histogram = np.zeros((-(-grid.size // BIN_SPANS), HISTOGRAM_EDGES.size + 1), dtype=int)

@@ -154,7 +154,10 @@ def test_errors_of_sky_by_the_master(program):
             if "part" in master.dims:
                 own = mx.master_part(both, one.nod.item())
             u = np.nan_to_num(grid.pixel_coordinate(one.wavelength.values)).astype(int)
-            gain = own.photon_gain.values[np.clip(u, 0, grid.size - 1)]
+            span = np.clip(u, 0, grid.size - 1)
+            times = one.var_rnoise.values / own.read_floor.values[span]
+            kind = np.searchsorted([1, 2, 4, 8], np.nan_to_num(times))
+            gain = own.photon_gain.values[span] * own.read_class_gain.values[kind]
             light = np.maximum(one.background.values, 0) * 1000 / one.exposure_time.item()
             variance = (one.var_rnoise.values + gain * light) * own.attrs["scatter"] ** 2
             plain = one.flux.values / np.sqrt(variance + one.background_error.values**2)
