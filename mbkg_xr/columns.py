@@ -26,8 +26,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .blocks import Constant, added, map_slits, reduce_blocks
-from .lots import can_hold, held_lots
+from .blocks import Call, Constant, added, map_slits, reduce_blocks
+from .lots import can_hold, held_lots, with_workers
 from .packing import COLUMNS, Packed, Pixels, Stored, pack, planes
 from .schema import PIXEL_DIMS
 from .spans import SpanGrid
@@ -60,7 +60,7 @@ class Sight(Protocol):
     def columns(self) -> tuple[str, ...]:
         """Pixel variables that tell."""
 
-    def mask(self, slits: slice, *columns: NDArray) -> NDArray[np.bool_]:
+    def mask(self, slits: slice | NDArray[np.int64], *columns: NDArray) -> NDArray[np.bool_]:
         """``(slit, y, x)``, from blocks of `columns`."""
 
 
@@ -82,6 +82,9 @@ class Source(Protocol):
         seen: bool = False,
     ) -> Any:
         """Apply a block function to all selected pixels, or to all that a look sees, and add up."""
+
+    def part(self, rows: NDArray[np.int64], stack: ExitStack) -> Source:
+        """Those of some of the slits (increasing), held until `stack` ends."""
 
 
 def per_unit_sky(ds: xr.Dataset) -> xr.Dataset:
@@ -139,11 +142,7 @@ def held(
         parts = reduce_blocks(ds, ["selected", *looks, *names], block, lambda a, b: a + b)
     except _NoRoom:
         return Planes.of(ds, grid, sight)
-    key = uuid.uuid4().hex
-    keys: list[Hashable] = [(f"held-{key}", i) for i in range(len(parts))]
-    graph = {k: (Constant([part]),) for k, part in zip(keys, parts, strict=True)}
-    lengths, sizes = ([getattr(p, what) for p in parts] for what in ("slits", "size"))
-    return Held(slits, grid, sum(sizes), graph, keys, lengths, sizes, local=True)
+    return _in_memory(slits, grid, parts)
 
 
 def pass_columns(ds: xr.Dataset) -> list[str]:
@@ -153,7 +152,11 @@ def pass_columns(ds: xr.Dataset) -> list[str]:
 
 
 def _pack_block(
-    grid: SpanGrid, sight: Sight | None, where: slice, selected: NDArray, *arrays: NDArray
+    grid: SpanGrid,
+    sight: Sight | None,
+    where: slice | NDArray[np.int64],
+    selected: NDArray,
+    *arrays: NDArray,
 ) -> Packed:
     n = len(sight.columns) if sight is not None else 0
     seen = np.zeros_like(selected) if sight is None else sight.mask(where, *arrays[:n])
@@ -201,6 +204,31 @@ class Held:
         first = [starts[lot[0]] for lot in lots]
         return added(self.graph, columns, first, run, add, shared, local=self.local)
 
+    def part(self, rows: NDArray[np.int64], stack: ExitStack) -> Held:
+        """Those of some of the slits, in memory; those of workers stay with them."""
+        starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        cuts = np.searchsorted(rows, starts)
+        mine = [rows[a:b] - start for a, b, start in zip(cuts, cuts[1:], starts, strict=False)]
+        slits = self.slits.isel(slit=rows)
+        if not self.local:
+            name = f"few-{uuid.uuid4().hex}"
+            some = [i for i, own in enumerate(mine) if own.size]
+            keys: list[Hashable] = [(name, i) for i in some]
+            make = {
+                key: (Call(partial(_taken, mine[i])), self.keys[i])
+                for key, i in zip(keys, some, strict=True)
+            }
+            lots, sizes = with_workers(self.graph | make, keys, stack)
+            lengths = [mine[i].size for i in some]
+            return Held(slits, self.grid, sum(sizes), lots, keys, lengths, sizes, local=False)
+
+        def run(lot: int, lots: Sequence[list[Packed | Stored]], shared: Any) -> list[Packed]:
+            return _taken(mine[lot], lots[0]) if mine[lot].size else []
+
+        columns = [(key,) for key in self.keys]
+        found = added(self.graph, columns, range(len(columns)), run, lambda a, b: a + b, local=True)
+        return _in_memory(slits, self.grid, _larger(found))
+
     def _lots(self) -> list[range]:
         """Those that one task takes: few large tasks, but two for every worker."""
         if not self.local:
@@ -225,6 +253,39 @@ def _run(
         parts += [(where, pixels) for pixels in one.pixels(seen=seen)]
         start = where.stop
     return block(slice(first, start), parts, shared)
+
+
+def _taken(rows: NDArray[np.int64], lot: Sequence[Packed | Stored]) -> list[Packed]:
+    """Of consecutive slits those of some rows."""
+    out, start = [], 0
+    for one in lot:
+        own = rows[(rows >= start) & (rows < start + one.slits)] - start
+        if own.size:
+            out.append(one.load().take(own))
+        start += one.slits
+    return [Packed.joined(out)]
+
+
+def _larger(parts: list[Packed]) -> list[Packed]:
+    """The same in fewer pieces."""
+    out: list[Packed] = []
+    while parts:
+        n, size = 0, 0
+        while n < len(parts) and (n == 0 or size + parts[n].size <= _PIXELS // 4):
+            size += parts[n].size
+            n += 1
+        out.append(Packed.joined(parts[:n]))
+        del parts[:n]
+    return out
+
+
+def _in_memory(slits: xr.Dataset, grid: SpanGrid, parts: Sequence[Packed | Stored]) -> Held:
+    """Packed pixels of this process."""
+    name = f"held-{uuid.uuid4().hex}"
+    keys: list[Hashable] = [(name, i) for i in range(len(parts))]
+    graph = {k: (Constant([part]),) for k, part in zip(keys, parts, strict=True)}
+    lengths, sizes = [part.slits for part in parts], [part.size for part in parts]
+    return Held(slits, grid, sum(sizes), graph, keys, lengths, sizes, local=True)
 
 
 @dataclass
@@ -289,6 +350,20 @@ class Planes:
 
         asked = sight.columns if seen and sight is not None else ("selected",)
         return reduce_blocks(self.ds, [*asked, *names], run, add, shared)
+
+    def part(self, rows: NDArray[np.int64], stack: ExitStack) -> Held:
+        """Those of some of the slits, packed and in memory."""
+        names, grid, sight = pass_columns(self.ds), self.grid, self.sight
+
+        def run(start: int, arrays: Sequence[NDArray], shared: Any) -> list[Packed]:
+            own = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + len(arrays[0]))]
+            if not own.size:
+                return []
+            return [_pack_block(grid, sight, own, *(a[own - start] for a in arrays))]
+
+        looks = sight.columns if sight is not None else ()
+        found = reduce_blocks(self.ds, ["selected", *looks, *names], run, lambda a, b: a + b)
+        return _in_memory(self.slits.isel(slit=rows), grid, _larger(found))
 
 
 def _mask_block(mask: NDArray, *, shape: tuple[int, int]) -> NDArray[np.bool_]:

@@ -90,7 +90,7 @@ def find_differences(
         Try few strengths of the profile's prior, enough to choose a model with.
     """
     ds, grid = pixels.slits, pixels.grid
-    sky = sight.sky
+    sky = sight.sky if profile else np.zeros_like(sight.sky)
     if present.scales is not None:
         sky = sky & present.scales.used
     span_phase, phase = bin_phase(grid.edges, constrained)
@@ -128,7 +128,7 @@ def find_differences(
             table = replace(table, pedestal=present.along[known])
         terms = replace(terms, profile=table, kind=table.index(ds["n_shutters"].values))
         return Differences(terms, found, told, present.along)
-    return Differences(terms, found)
+    return Differences(terms, found, along=present.along)
 
 
 def _tells_profile(ds: xr.Dataset) -> NDArray[np.bool_]:

@@ -52,6 +52,7 @@ def fit_master(
     weights: str = "clip",
     clip: float | None = None,
     max_passes: int = 10,
+    first_slits: int = 1_500,
     leave_out: str = "slit",
     max_groups: int = MOST_GROUPS,
     bad_slits: str = "raise",
@@ -95,6 +96,10 @@ def fit_master(
         Limit in units of the local scatter; None: 3, 1.345 and 4.685.
     max_passes
         Upper limit of the robust passes.
+    first_slits
+        Of more than twice as many slits the first passes see so many, chosen by what they are,
+        whatever the order; passes over all slits go on from there. The master differs by a small
+        part of its error. 0: all passes see all slits.
     leave_out
         What is left out together for the held-out score: ``"slit"``, or a slit coordinate such
         as ``"nod"``, ``"exposure"`` or ``"slitlet"``.
@@ -123,7 +128,8 @@ def fit_master(
         ``heldout_polynomial(leave_out, span, power)``; ``score_*(candidate)``, every model tried
         (``score_heldout``: chi2 a pixel of slits left out, in ln flux for the seed's recipe;
         ``score_heldout_se``: standard error of its difference from the chosen one's);
-        ``pass_*(pass)``, the clip history; ``n_selected`` and ``n_used`` by slit.
+        ``pass_*(pass)``, the history of passes (``pass_slits``: how many slits each saw);
+        ``n_selected`` and ``n_used`` by slit.
         With `drift`, ``drift_score_*(drift_candidate)``, and, where a change was found,
         ``drift_polynomial(drift_term, span, power)``: the sky at mjd t is ``polynomial`` plus the
         sum of ``P_k(tau)`` times these, tau from -1 to 1 over the time of the exposures, the middle
@@ -160,7 +166,7 @@ def fit_master(
     if is_moments(ds):
         _refuse_applied(
             scales=scales, profile=profile, weights=weights, clip=clip, max_passes=max_passes,
-            grid=grid,
+            first_slits=first_slits, grid=grid,
         )  # fmt: skip
         fit = partial(fit_moments, model=model, leave_out=leave_out, most=max_groups, drift=drift)
     else:
@@ -178,6 +184,7 @@ def fit_master(
             profile=profile,
             rule=rule,
             max_passes=max_passes,
+            first_slits=first_slits,
             leave_out=leave_out,
             most=max_groups,
             bad_slits=bad_slits,
@@ -241,6 +248,7 @@ _DEFAULTS = {
     "weights": "clip",
     "clip": None,
     "max_passes": 10,
+    "first_slits": 1_500,
     "grid": None,
 }
 
@@ -267,6 +275,7 @@ def _fit_pixels(
     profile: bool,
     rule: Rule,
     max_passes: int,
+    first_slits: int,
     leave_out: str,
     most: int,
     bad_slits: str,
@@ -285,6 +294,7 @@ def _fit_pixels(
         profile=profile,
         rule=rule,
         max_passes=max_passes,
+        first_slits=first_slits,
         bad_slits=bad_slits,
         memory=memory,
         drift=drift,

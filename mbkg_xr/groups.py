@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 from .errors import ParameterError
 from .schema import SLIT_IDENTITY
 
-__all__ = ["MOST_GROUPS", "add_up", "leave_out_groups", "weighted"]
+__all__ = ["MOST_GROUPS", "add_up", "few_slits", "leave_out_groups", "weighted"]
 
 MOST_GROUPS = 64
 
@@ -33,6 +35,34 @@ def leave_out_groups(
     names = sorted(set(keys))
     rank = {name: i % most for i, name in enumerate(names)}
     return np.array([rank[k] for k in keys], dtype=np.int64), names[:most]
+
+
+def few_slits(ds: xr.Dataset, few: int) -> NDArray[np.int64] | None:
+    """Some slits of a large programme, as many of each exposure and detector as can be; None where
+    they would not be less than half of all.
+
+    By a digest of what the slits are, so that they are the same whatever their order.
+
+    Examples
+    --------
+    >>> import mbkg_xr as mx
+    >>> ds = mx.simulate_program(exposures=3, slits=20, background_slits=8)
+    >>> some = ds.isel(slit=few_slits(ds, 9))
+    >>> [int((some.exposure == name).sum()) for name in np.unique(ds.exposure)]
+    [3, 3, 3]
+    """
+    if not 0 < 2 * few < ds.sizes["slit"]:
+        return None
+    keys = list(zip(*(ds[c].values.tolist() for c in SLIT_IDENTITY), strict=True))
+    digests = [blake2b("|".join(map(str, key)).encode(), digest_size=8).digest() for key in keys]
+    place = np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
+    names = np.array([f"{exposure}|{detector}" for exposure, detector, _ in keys])
+    group = np.unique(names, return_inverse=True)[1]
+    order = np.lexsort((place, group))
+    first = np.searchsorted(group[order], np.arange(group.max() + 1))
+    rank = np.empty(order.size, dtype=np.int64)
+    rank[order] = np.arange(order.size) - first[group[order]]
+    return np.sort(np.lexsort((place, rank))[:few])
 
 
 def add_up(values: NDArray, groups: NDArray[np.int64], n_groups: int) -> NDArray:

@@ -19,7 +19,7 @@ from .blocks import Constant, aligned
 from .fuse import fused
 from .tasks import cluster, hold, workers
 
-__all__ = ["can_hold", "held_lots"]
+__all__ = ["can_hold", "held_lots", "with_workers"]
 
 _PIXELS = 2**21  # of a lot, nearly
 _A_THREAD = 1  # lots of few pixels: each brings back sums as large as those of many
@@ -61,19 +61,26 @@ def held_lots(
     lots = _lots(chunks, max(int(np.prod(a.shape[1:])) for a in arrays))
     name = f"lot-{uuid.uuid4().hex}"
     keys: list[Hashable] = [(name, i) for i in range(len(lots))]
-    sizes: list[Hashable] = [(f"size-{name}", i) for i in range(len(lots))]
     # With what it carries, it is sent to each worker once, and not with each lot.
     graph[f"make-{name}"] = (Constant(make),)
     for chunk, names in enumerate(columns):
         slits = Constant(slice(starts[chunk], starts[chunk + 1]))
         graph[f"part-{name}", chunk] = (_made, f"make-{name}", (slits,), *names)
-    for key, size, lot in zip(keys, sizes, lots, strict=True):
+    for key, lot in zip(keys, lots, strict=True):
         graph[key] = (list, [(f"part-{name}", chunk) for chunk in lot])
-        graph[size] = (_size, key)
+    held, sizes = with_workers(graph, keys, stack)
+    return held, [starts[lot.stop] - starts[lot.start] for lot in lots], sizes
+
+
+def with_workers(
+    graph: dict, keys: Sequence[Hashable], stack: ExitStack
+) -> tuple[dict[Hashable, Any], list[int]]:
+    """Lots of a graph, held by the workers until `stack` ends: futures by key, and their sizes."""
+    sizes: list[Hashable] = [("size", key) for key in keys]
+    graph = graph | {size: (_size, key) for size, key in zip(sizes, keys, strict=True)}
     futures, found = hold(fused(graph, [*keys, *sizes]), keys, sizes)
     stack.callback(_release, futures)
-    lengths = [starts[lot.stop] - starts[lot.start] for lot in lots]
-    return dict(zip(keys, futures, strict=True)), lengths, found
+    return dict(zip(keys, futures, strict=True)), found
 
 
 def _lots(chunks: Sequence[int], pixels: int) -> list[range]:

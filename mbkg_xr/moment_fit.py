@@ -132,7 +132,15 @@ def fit_moments(
         heldout_constrained=problem.constrained_without & np.isfinite(fitted.expected[:, 0]),
         scatter=scatter,
         gain=ds["photon_gain"].values,
-        history=[{"selected": selected, "used": used, "scatter": scatter, "change": 0.0}],
+        history=[
+            {
+                "slits": ds.sizes["slit"],
+                "selected": selected,
+                "used": used,
+                "scatter": scatter,
+                "change": 0.0,
+            }
+        ],
         slits=ds,
         groups=groups,
         pixels=sums.pixels,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,21 @@ class Pixels:
     def size(self) -> int:
         """Number of pixels."""
         return int((self.stop - self.start).sum())
+
+    def take(self, rows: NDArray[np.int64]) -> Pixels:
+        """Packed ones of some of the slits."""
+        at = np.concatenate([np.arange(self.start[s], self.stop[s]) for s in rows])
+        stop = np.cumsum(self.stop[rows] - self.start[rows])
+        start = np.concatenate([[0], stop[:-1]])
+        return Pixels(tuple(column[at] for column in self.columns), start, stop)
+
+    @staticmethod
+    def joined(parts: Sequence[Pixels]) -> Pixels:
+        """Packed ones of consecutive slits in one."""
+        columns = zip(*(part.columns for part in parts), strict=True)
+        counts = np.concatenate([part.stop - part.start for part in parts])
+        stop = np.cumsum(counts)
+        return Pixels(tuple(map(np.concatenate, columns)), stop - counts, stop)
 
     def arguments(self) -> tuple[NDArray, ...]:
         """What kernels take: six columns, start, stop and order."""
@@ -104,6 +120,23 @@ class Packed:
             return [self.selected]
         return [replace(self.selected, start=self.selected.start + self.barred), self.others]
 
+    def load(self) -> Packed:
+        """The same, in memory."""
+        return self
+
+    def take(self, rows: NDArray[np.int64]) -> Packed:
+        """Those of some of the slits."""
+        return Packed(self.selected.take(rows), self.others.take(rows), self.barred[rows])
+
+    @staticmethod
+    def joined(parts: Sequence[Packed]) -> Packed:
+        """Those of consecutive slits in one."""
+        return Packed(
+            Pixels.joined([part.selected for part in parts]),
+            Pixels.joined([part.others for part in parts]),
+            np.concatenate([part.barred for part in parts]),
+        )
+
     def write(self, path: Path) -> Stored:
         """The same in a file."""
         with path.open("wb") as file:
@@ -146,15 +179,19 @@ class Stored:
 
     def pixels(self, *, seen: bool) -> list[Pixels]:
         """Those of a pass, or those that a look sees; reads them."""
-        n = self.n_columns * self.selected.size
+        if seen:
+            return self.load().pixels(seen=True)
         with open(self.path, "rb") as file:
-            selected = self._read(file, n, self.selected)
-            if not seen:
-                return [selected]
-            others = self._read(file, self.n_columns * self.others.size, self.others)
-        return Packed(selected, others, self.barred).pixels(seen=True)
+            return [self._read(file, self.selected)]
 
-    def _read(self, file, count: int, part: Pixels) -> Pixels:
+    def load(self) -> Packed:
+        """All of them, in memory."""
+        with open(self.path, "rb") as file:
+            selected = self._read(file, self.selected)
+            return Packed(selected, self._read(file, self.others), self.barred)
+
+    def _read(self, file: BinaryIO, part: Pixels) -> Pixels:
+        count = self.n_columns * part.size
         held = np.fromfile(file, np.float32, count)
         if held.size != count:
             raise OSError(f"{self.path}: {held.size} of {count} numbers: was it cut off?")

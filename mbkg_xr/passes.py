@@ -2,39 +2,41 @@
 
 Each pass reads the selected pixels once and brings back moments, a histogram of normalised
 residuals and noise sums (`mbkg_xr.moments`). Between passes everything happens on those.
+
+Of many slits the first passes see some, chosen by what they are: these tell noise, clipping and
+profile nearly as well as all do, and what is left for passes over all slits is to choose the model,
+to find each slit's own terms, and to converge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from .bars import pedestal_along
-from .checks import CONVERGED, FAR, NO_SKY, Model, check_slits, sky_level
+from .checks import Model, check_slits
 from .columns import held
-from .differences import Differences, find_differences, shutter_sight
-from .drift import Clock, Drift, without_trend
-from .errors import FitError
-from .models import BSpline, Drifted, Fitted, Problem, fit_drift, products, relative_change
-from .moments import PassState, PassSums, accumulate
-from .robust import BIN_PIXELS, CHOOSE_PASS, Rule, next_state, scatter_of
+from .differences import Differences, shutter_sight
+from .drift import Clock, Drift
+from .groups import few_slits
+from .models import BSpline, Drifted, Fitted, Problem, fit_drift
+from .moments import PassState
+from .pass_loop import SETTLED, Progress, Work, begin, begin_with, iterate
+from .robust import CHOOSE_PASS, Rule
 from .scales import Scales
 from .spans import SpanGrid
 from .start import start
-from .terms import Terms
 
 __all__ = ["Passes", "robust_passes"]
 
 Array = NDArray[np.float64]
 
-_DIFFER_PASSES = (1, 2, 4, 5)  # what differs from slit to slit is found anew after these
-_RESCALINGS = 8
+_ENOUGH = 100_000  # selected pixels of some slits, to begin with these
 
 
 @dataclass
@@ -77,36 +79,22 @@ def robust_passes(
     groups: NDArray[np.int64],
     n_groups: int,
     model: Model,
-    **options: Any,
-) -> Passes:
-    """Passes until the master changes no more (parameters as for `fit_master`)."""
-    with ExitStack() as stack:
-        return _passes(ds, grid, groups, n_groups, model, stack=stack, **options)
-
-
-def _passes(
-    ds: xr.Dataset,
-    grid: SpanGrid,
-    groups: NDArray[np.int64],
-    n_groups: int,
-    model: Model,
     *,
     scales: Scales | None,
     profile: bool,
     rule: Rule,
     max_passes: int,
+    first_slits: int,
     bad_slits: str,
     memory: int,
-    stack: ExitStack,
     drift: Drift | None,
     say: Callable[[str], None],
 ) -> Passes:
-    say("selection")
+    """Passes until the master changes no more (parameters as for `fit_master`)."""
     differs = (scales is not None or profile) and not model.log_data
-    # What differs between slits is looked for in other pixels than the selected ones, too.
-    sight = shutter_sight(ds, profile=profile) if differs else None
-    sky = held(ds, grid, memory=memory, sight=sight, stack=stack)
+    settled = SETTLED if differs else CHOOSE_PASS
     time = None if drift is None else Clock.of(ds, drift.order).functions(ds["mjd"].values)
+<<<<<<< HEAD
     drifted: Drifted | None = None
     differ = Differences(Terms.none(ds.sizes["slit"], grid.size))
     if sight is not None and scales is not None and scales.pedestal:
@@ -177,37 +165,55 @@ def _passes(
             )
             if time is not None and (drifted is None or drifted.changes):
                 differ = without_trend(differ, time, sums.pixels[:, 1].astype(np.float64))
+=======
+    with ExitStack() as stack:
+        say("selection")
+        # What differs between slits is looked for in other pixels than the selected ones, too.
+        sight = shutter_sight(ds, profile=profile) if differs else None
+        pixels = held(ds, grid, memory=memory, sight=sight, stack=stack)
+        along = np.empty((0, 0, 0))
+        if sight is not None and scales is not None and scales.pedestal:
+            along = pedestal_along(ds, grid, sight.kinds)
+        work = Work(
+            pixels, sight, groups, n_groups, time, along, model, scales, profile, rule, drift, say
+        )
+        say("running median")
+        first = start(pixels, log_data=model.log_data, slits=ds)
+        few = _over_few(work, ds, first, first_slits, settled, stack)
+        if few is None:
+            begun = begin(work, ds, *first, bad_slits)
+        else:
+            begun, settled = begin_with(work, few), CHOOSE_PASS
+        done = iterate(work, begun, max_passes, settled=settled)
+    sums, problem, drifted = done.sums, done.problem, done.drifted
+    assert sums is not None and problem is not None
+    if few is not None:
+        check_slits(ds, sums, bad_slits)
+>>>>>>> 1651b21 (Of many slits the first passes see some, chosen by what they are)
     # Held-out masters are costly, and only those of the last pass are kept.
-    fitted = current.fit(problem)
-    if drift is not None and drifted is not None and isinstance(current, BSpline):
-        drifted = fit_drift(problem, sums.changing, fitted, current, drift.penalties, drifted)
+    fitted = done.current.fit(problem)
+    if drift is not None and drifted is not None and isinstance(done.current, BSpline):
+        drifted = fit_drift(problem, sums.changing, fitted, done.current, drift.penalties, drifted)
         fitted = drifted.fitted
-    fitted.table = table
-    differ = differ.with_errors()
-    return Passes(problem, fitted, state, differ, sums.pixels, history, drifted)
+    fitted.table = done.table
+    differ = done.differ.with_errors()
+    return Passes(problem, fitted, done.state, differ, sums.pixels, done.history, drifted)
 
 
-def _changing(terms: Terms, drifted: Drifted, time: Array | None) -> Terms:
-    """Terms by which the master of a slit's time is told from the mean."""
-    if time is None or not drifted.changes:
-        return terms
-    return replace(terms, times=time[:, 1:], drift=relative_change(drifted))
-
-
-def _row(sums: PassSums, state: PassState, previous: Fitted | None, fitted: Fitted) -> dict:
-    scatter = scatter_of(sums) * state.unit
-    return {
-        "selected": int(sums.pixels[:, 0].sum()),
-        "used": int(sums.pixels[:, 1].sum()),
-        "scatter": scatter,
-        "change": _change(previous, fitted) / scatter,
-    }
-
-
-def _change(previous: Fitted | None, fitted: Fitted) -> float:
-    """Largest change of the expected sky between passes, in units of its error."""
-    if previous is None:
-        return np.inf
-    with np.errstate(invalid="ignore"):
-        change = np.abs(fitted.expected - previous.expected)[:, 0] / fitted.sky_error[:, 0]
-    return float(np.nanmax(change))
+def _over_few(
+    work: Work,
+    ds: xr.Dataset,
+    first: tuple[Array, PassState],
+    first_slits: int,
+    settled: int,
+    stack: ExitStack,
+) -> Progress | None:
+    """Passes over some of the slits, where there are many more; None where they would not help."""
+    rows = few_slits(ds, first_slits)
+    if rows is None:
+        return None
+    few = work.part(rows, stack)
+    if few.pixels.size < _ENOUGH:
+        return None
+    begun = begin(few, ds.isel(slit=rows), *first, "skip")
+    return iterate(few, begun, settled + 1, settled=settled)

@@ -6,7 +6,7 @@ much of it the shutters beside them must expect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -246,7 +246,12 @@ class ShutterSight:
         mask = ds["quality"].dtype.type(bits)
         return cls(mask, source.astype(np.float64), first, last, sky, kind, kinds)
 
-    def mask(self, slits: slice, *columns: NDArray) -> NDArray[np.bool_]:
+    def part(self, rows: NDArray[np.int64]) -> ShutterSight:
+        """Of some of the slits."""
+        names = ("source", "first_open", "last_open", "sky", "kind")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def mask(self, slits: slice | NDArray[np.int64], *columns: NDArray) -> NDArray[np.bool_]:
         """``(slit, y, x)``: pixels that a look might count."""
         quality, yrel = columns
         out = np.zeros(yrel.shape, dtype=np.bool_)

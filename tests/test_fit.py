@@ -4,8 +4,10 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from distributed import Client
 
 import mbkg_xr as mx
+from mbkg_xr.groups import few_slits
 from mbkg_xr.simulate import CLEAN
 from mbkg_xr.spans import span_grid
 
@@ -410,3 +412,65 @@ def bright_gain():
     ds = mx.simulate_program(exposures=2, slits=6, background_slits=6, seed=1, **CLEAN)
     ds = mx.select_background(ds.compute(), yrel=mx.SHUTTER_CENTRES)
     return ds, mx.fit_master(ds, model=mx.BSpline(spacing=6), scales=None, profile=False)
+
+
+@pytest.fixture(scope="module")
+def many():
+    """A programme whose first passes may see a third of the slits."""
+    ds = mx.simulate_program(exposures=6, slits=40, background_slits=12, seed=21).compute()
+    return mx.select_background(ds)
+
+
+def test_first_passes_over_few_slits(many):
+    """The master is that of passes over all slits, to a small part of its error."""
+    model = mx.BSpline(spacing=8)
+    whole = mx.fit_master(many, model=model, first_slits=0)
+    begun = mx.fit_master(many, model=model, first_slits=80)
+    assert (whole.pass_slits == 240).all()
+    n = begun.pass_slits.values
+    assert (np.flatnonzero(n == 80) == np.arange(6)).all() and (n[6:] == 240).all()
+    assert begun.attrs["converged"] and begun.pass_selected.values[-1] == whole.pass_selected[-1]
+    inside = whole.constrained & begun.constrained
+    away = ((begun.expected - whole.expected) / whole.sky_error)[:, 0].where(inside)
+    assert float(np.sqrt((away**2).mean())) < 0.2 and float(abs(away).max()) < 0.6
+    np.testing.assert_allclose(begun.sky_error[inside], whole.sky_error[inside], rtol=0.05)
+    error = np.sqrt(whole.scale_covariance.values[:, 0, 0])
+    scales = (begun.scale - whole.scale).values[:, 0] / error
+    assert np.sqrt((scales**2).mean()) < 0.4
+    assert (begun.shutter_used != whole.shutter_used).sum() <= 4
+
+
+def test_few_slits_are_the_same_in_any_order(many):
+    model = mx.BSpline(spacing=16, penalty=1e-2)
+    expected = mx.fit_master(many, model=model, first_slits=80).polynomial.values
+    order = np.random.default_rng(0).permutation(240)
+    turned = many.isel(slit=order).chunk({"slit": 7})
+    level = np.nanmax(np.abs(expected[:, 0]))
+    for memory in (2**30, 0):
+        found = mx.fit_master(turned, model=model, first_slits=80, memory=memory)
+        np.testing.assert_allclose(found.polynomial.values, expected, rtol=0, atol=1e-9 * level)
+    with Client(
+        n_workers=1,
+        threads_per_worker=2,
+        processes=False,
+        protocol="tcp",
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+    ):
+        found = mx.fit_master(turned, model=model, first_slits=80)
+    np.testing.assert_allclose(found.polynomial.values, expected, rtol=0, atol=1e-9 * level)
+
+
+def test_a_bad_slit_that_the_first_passes_did_not_see(many):
+    first = set(few_slits(many, 80).tolist())
+    bad = next(i for i in range(240) if i not in first)
+    flux = many.flux.copy()
+    flux[bad] = np.nan
+    use = many.selected.copy()
+    use[bad] = False
+    wrong = many.assign(flux=flux, selected=use)
+    model = mx.BSpline(spacing=16, penalty=1e-2)
+    with pytest.raises(mx.errors.SelectionError, match="no pixel with a flux"):
+        mx.fit_master(wrong, model=model, first_slits=80)
+    left = mx.fit_master(wrong, model=model, first_slits=80, bad_slits="skip")
+    assert left.n_selected.values[bad] == 0 and left.attrs["converged"]
