@@ -94,78 +94,6 @@ def robust_passes(
     differs = (scales is not None or profile) and not model.log_data
     settled = SETTLED if differs else CHOOSE_PASS
     time = None if drift is None else Clock.of(ds, drift.order).functions(ds["mjd"].values)
-<<<<<<< HEAD
-    drifted: Drifted | None = None
-    differ = Differences(Terms.none(ds.sizes["slit"], grid.size))
-    if sight is not None and scales is not None and scales.pedestal:
-        differ.along = pedestal_along(ds, grid, sight.kinds)
-    say("running median")
-    scale, state = start(sky, log_data=model.log_data, slits=ds)
-    say("noise")
-    sums = accumulate(sky, state, groups, n_groups, differ.terms)
-    check_slits(ds, sums, bad_slits)
-    for _ in range(_RESCALINGS):
-        factor = scatter_of(sums)
-        if 1 / FAR < factor < FAR or sums.pixels[:, 0].sum() < BIN_PIXELS:
-            break
-        # Errors so far from the scatter that the histogram of z cannot hold it.
-        state = replace(state, unit=state.unit * float(np.clip(factor, 0.05, 20)))
-        sums = accumulate(sky, state, groups, n_groups, differ.terms)
-    state = next_state(state, sums, rule, state.model)
-
-    settled = max(_DIFFER_PASSES) if differs else CHOOSE_PASS
-    history: list[dict] = []
-    fitted: Fitted | None = None
-    table: list[dict] = []
-    current = model.provisional()
-    for number in range(1, max_passes + 1):
-        say(f"pass {number}")
-        follow = time is not None and number >= CHOOSE_PASS and (drifted is None or drifted.changes)
-        weights = products(time)[:, 1:] if follow and time is not None else None
-        sums = accumulate(sky, state, groups, n_groups, differ.terms, weights)
-        problem = Problem(grid, sums.moments, sums.count, scale)
-        if not sums.count.any():
-            raise FitError(
-                "no pixel left after clipping",
-                found=f"clip={rule.limit:g}",
-                remedy="clip less hard",
-            )
-        if number == CHOOSE_PASS:
-            current = model
-        previous, fitted = fitted, current.fit(problem, heldout=False)
-        if number == CHOOSE_PASS:
-            table = fitted.table
-            current = model.fixed(fitted)
-        if follow and drift is not None and isinstance(current, BSpline):
-            drifted = fit_drift(
-                problem, sums.changing, fitted, current, drift.penalties, drifted, heldout=False
-            )
-            fitted = drifted.fitted
-        history.append(_row(sums, state, previous, fitted))
-        # What is found after the last pass would belong to no moments.
-        if number == max_passes or (number > settled and history[-1]["change"] < CONVERGED):
-            break
-        state = next_state(state, sums, rule, fitted.expected, number)
-        if drifted is not None:
-            differ = replace(differ, terms=_changing(differ.terms, drifted, time))
-        # Slits cannot differ by fractions of a sky that is not there.
-        lit = sky_level(fitted, problem.constrained, history[-1]["scatter"]) > NO_SKY
-        if sight is not None and lit and number in _DIFFER_PASSES:
-            say("slits")
-            seen = replace(state, unit=history[-1]["scatter"])
-            differ = find_differences(
-                sky,
-                sight,
-                seen,
-                differ,
-                problem.constrained,
-                scales=scales,
-                profile=profile,
-                provisional=number < CHOOSE_PASS,
-            )
-            if time is not None and (drifted is None or drifted.changes):
-                differ = without_trend(differ, time, sums.pixels[:, 1].astype(np.float64))
-=======
     with ExitStack() as stack:
         say("selection")
         # What differs between slits is looked for in other pixels than the selected ones, too.
@@ -189,7 +117,6 @@ def robust_passes(
     assert sums is not None and problem is not None
     if few is not None:
         check_slits(ds, sums, bad_slits)
->>>>>>> 1651b21 (Of many slits the first passes see some, chosen by what they are)
     # Held-out masters are costly, and only those of the last pass are kept.
     fitted = done.current.fit(problem)
     if drift is not None and drifted is not None and isinstance(done.current, BSpline):
