@@ -11,6 +11,7 @@ Examples
 """
 
 from .accessor import MbkgAccessor
+from .append_moments import append_moments
 from .bad_pixels import find_bad_pixels, flag_pixels
 from .contaminants import find_contaminants
 from .describe import describe
@@ -66,6 +67,7 @@ __all__ = [
     "Scales",
     "SpanGrid",
     "Template",
+    "append_moments",
     "compare",
     "describe",
     "evaluate",

@@ -33,6 +33,7 @@ from .terms import Terms
 
 __all__ = [
     "MOMENT_NAMES",
+    "identities",
     "is_moments",
     "merge_moments",
     "moments",
@@ -192,7 +193,7 @@ def merge_moments(first: xr.Dataset, *others: xr.Dataset) -> xr.Dataset:
         _check_alike(first, one)
     seen: dict[tuple, int] = {}
     for number, one in enumerate(every):
-        for index, key in enumerate(_identities(one)):
+        for index, key in enumerate(identities(one)):
             if key in seen:
                 raise DatasetError(
                     "a slit is in more than one set of moments",
@@ -245,8 +246,8 @@ def subtract_moments(whole: xr.Dataset, out: xr.Dataset | Sequence[tuple]) -> xr
     7
     """
     require_moments(whole)
-    keys = _identities(out) if isinstance(out, xr.Dataset) else [tuple(key) for key in out]
-    ours = _identities(whole)
+    keys = identities(out) if isinstance(out, xr.Dataset) else [tuple(key) for key in out]
+    ours = identities(whole)
     strangers = sorted(set(keys) - set(ours))
     if strangers:
         raise DatasetError(
@@ -304,5 +305,5 @@ def _same(*pairs: tuple[str, Any, Any]) -> None:
             )
 
 
-def _identities(ds: xr.Dataset) -> list[tuple]:
+def identities(ds: xr.Dataset) -> list[tuple]:
     return list(zip(*(ds[c].values.tolist() for c in SLIT_IDENTITY), strict=True))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import dask
 import numpy as np
 import pytest
@@ -225,6 +228,63 @@ def test_append_and_take_out_again(slits, fitted, made):
     names = [("exposure", "detector", "slitlet")]
     keys = zip(*(second[c].values.tolist() for c in names[0]), strict=True)
     xr.testing.assert_identical(mx.subtract_moments(both, list(keys)), left)
+
+
+def _files(store):
+    return {p.relative_to(store): p.stat() for p in store.rglob("*") if p.is_file()}
+
+
+def test_append_to_a_store_in_place(slits, fitted, made, tmp_path):
+    """Twice: what was there is not written again but the chunk that had room."""
+    parts = [slice(0, 5), slice(5, 7), slice(7, 12)]
+    first, *others = (mx.moments(slits.isel(slit=p), fitted) for p in parts)
+    store = tmp_path / "m.zarr"
+    mx.save({"prism-clear/moments": first.chunk({"slit": 2})}, store)
+    before = _files(store)
+    for new in others:
+        mx.append_moments(new, store)
+    back = mx.open_program(store)["prism-clear/moments"].to_dataset()
+    xr.testing.assert_identical(back.compute(), made.compute())
+    after = _files(store)
+    same = [p for p, stat in before.items() if after[p].st_ino == stat.st_ino]
+    pixels = {p for p in before if "moments/c/" in p.as_posix()}
+    assert pixels - set(same) == {p for p in pixels if p.parent.parent.name == "2"}
+    again = mx.fit_master(back, model=MODEL)
+    _close(again.coefficient.values, mx.fit_master(made, model=MODEL).coefficient.values, 1e-12)
+    with pytest.raises(mx.MbkgError, match="in more than one set"):
+        mx.append_moments(others[0], store)
+    with pytest.raises(mx.MbkgError, match="another master"):
+        mx.append_moments(
+            mx.moments(slits.isel(slit=[0]), fitted.assign_attrs(clip_unit=2.0)), store
+        )
+    with pytest.raises(mx.MbkgError, match="not one set of moments"):
+        mx.append_moments(others[0].assign_attrs(configuration="g140m-f100lp"), store)
+    xr.testing.assert_identical(
+        mx.open_program(store)["prism-clear/moments"].to_dataset().compute(), made.compute()
+    )
+
+
+def test_an_append_that_is_killed(slits, fitted, made, tmp_path):
+    """Before it was all written the store is as it was; after, the next one ends it."""
+    first, second = (mx.moments(slits.isel(slit=p), fitted) for p in (slice(6), slice(6, None)))
+    store, killed = tmp_path / "m.zarr", "import os, sys, zarr, xarray, mbkg_xr as mx\n"
+    mx.save(first.chunk({"slit": 4}), store)
+    mx.save(second, tmp_path / "new.zarr")
+    killed += "new = mx.open_program(sys.argv[2])['prism-clear'].to_dataset()\n"
+    killed += "from mbkg_xr.io import append\n"
+    killed += "def die(*args, **kwargs): os.kill(os.getpid(), 9)\n"
+    for moment in ("zarr.core.attributes.Attributes.__setitem__", "zarr.Array.resize"):
+        code = f"{killed}{moment} = die\nmx.append_moments(new, sys.argv[1])"
+        args = [sys.executable, "-c", code, str(store), str(tmp_path / "new.zarr")]
+        assert subprocess.run(args).returncode == -9
+        if "resize" not in moment:
+            back = mx.open_program(store)["prism-clear"].to_dataset()
+            xr.testing.assert_identical(back.compute(), first.compute())
+    with pytest.raises(mx.MbkgError, match="that was interrupted"):
+        mx.open_program(store)
+    mx.append_moments(second, store)
+    back = mx.open_program(store)["prism-clear"].to_dataset()
+    xr.testing.assert_identical(back.compute(), made.compute())
 
 
 def test_new_slits_join_with_what_is_usual(slits):

@@ -21,6 +21,7 @@ from ..schema import (
     SCHEMA_VERSION,
     SLIT_COORDS,
 )
+from .append import APPENDING
 from .chunks import COMPRESSORS, damage, lazy_pixels, places, require_chunks
 from .ingested import open_ingested
 from .journal import has_journal
@@ -270,6 +271,13 @@ def open_store(path: str | os.PathLike) -> xr.DataTree:
             expected=f"schema {SCHEMA_VERSION}",
             found=version,
             remedy="update mbkg_xr",
+        )
+    if APPENDING in attrs:
+        raise StoreError(
+            "slits are being appended to the store, or that was interrupted",
+            where=str(path),
+            found=attrs[APPENDING].get("group"),
+            remedy="open it in a moment, or append again (append_moments ends what was begun)",
         )
     if has_journal(path):
         return open_ingested(path)

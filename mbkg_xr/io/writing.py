@@ -34,7 +34,9 @@ def chunk_length(arrays: Sequence[Any]) -> int:
     return min(SLITS_A_CHUNK, max(arrays[0].shape[0], 1))
 
 
-def write_chunks(arrays: Mapping[str, Any], targets: Mapping[str, zarr.Array]) -> None:
+def write_chunks(
+    arrays: Mapping[str, Any], targets: Mapping[str, zarr.Array], *, first: int = 0
+) -> None:
     """Compute arrays chunk by chunk, all of them together, and write them. Computes.
 
     Parameters
@@ -43,6 +45,8 @@ def write_chunks(arrays: Mapping[str, Any], targets: Mapping[str, zarr.Array]) -
         By name, dask's or in memory; slits along the first dimension.
     targets
         Where each of them goes, in chunks of one length along slits and whole along the others.
+    first
+        The slit of the targets that the arrays begin at, where a chunk does.
     """
     data = list(arrays.values())
     length = next(iter(targets.values())).chunks[0]
@@ -55,24 +59,24 @@ def write_chunks(arrays: Mapping[str, Any], targets: Mapping[str, zarr.Array]) -
     if _whole(chunks, length):
         for start, keys in zip(starts, columns, strict=False):
             sinks.append((f"write-{token}", start))
-            graph[sinks[-1]] = (Call(_write), where, start, [list(keys)], [None])
+            graph[sinks[-1]] = (Call(_write), where, first + start, [list(keys)], [None])
     else:
         # Blocks that reach into more than one chunk of the store are made once.
         for i, keys in enumerate(columns):
             graph[f"made-{token}", i] = (Call(list), list(keys))
         for start in range(0, starts[-1], length):
             stop = min(start + length, starts[-1])
-            first = int(np.searchsorted(starts, start, side="right")) - 1
-            last = int(np.searchsorted(starts, stop, side="left"))
-            made = [(f"made-{token}", i) for i in range(first, last)]
+            begin = int(np.searchsorted(starts, start, side="right")) - 1
+            end = int(np.searchsorted(starts, stop, side="left"))
+            made = [(f"made-{token}", i) for i in range(begin, end)]
             cuts = Constant(
                 [
                     slice(max(start - starts[i], 0), min(stop, starts[i + 1]) - starts[i])
-                    for i in range(first, last)
+                    for i in range(begin, end)
                 ]
             )
             sinks.append((f"write-{token}", start))
-            graph[sinks[-1]] = (Call(_write), where, start, made, (cuts,))
+            graph[sinks[-1]] = (Call(_write), where, first + start, made, (cuts,))
     lazy = any(isinstance(a, da.Array) for a in data)
     for _ in completed(fused(graph, sinks), sinks, local=not lazy):
         pass
