@@ -33,6 +33,17 @@ def other_epoch() -> Sky:
     )
 
 
+@lru_cache(maxsize=32)
+def _templates(seed: int) -> tuple[mx.Template, mx.Template]:
+    """The master of another epoch, and that of another field."""
+    there = {"exposures": 3, "slits": 60, "background_slits": 60, "seed": 1000 + seed, **CLEAN}
+    former, field = (
+        mx.Template(mx.fit_master(programme(sky=sky, **there)))
+        for sky in (other_epoch(), "uncover")
+    )
+    return former, field
+
+
 @lru_cache(maxsize=4)
 def few_slits(seeds: int, signal_to_noise: float | None) -> dict[str, float]:
     """rms with two sky slits in three nods, by splines and with templates.
@@ -43,11 +54,7 @@ def few_slits(seeds: int, signal_to_noise: float | None) -> dict[str, float]:
     """
     squares: dict[str, list[float]] = {}
     for seed in range(seeds):
-        there = {"exposures": 3, "slits": 60, "background_slits": 60, "seed": 1000 + seed, **CLEAN}
-        former, field = (
-            mx.Template(mx.fit_master(programme(sky=sky, **there)))
-            for sky in (other_epoch(), "uncover")
-        )
+        former, field = _templates(seed)
         ds = programme(
             exposures=3,
             slits=2,
