@@ -8,8 +8,9 @@ the excess over the master at wavelength bin b is
 P Legendre polynomials, q the shape of a pedestal; each shutter adds a level of its own, and beside
 a source comes a share of that source's light. The coefficients, pedestals among them, have a
 hierarchy of normal priors (`mbkg_xr.hierarchy`), whose variances the data decide, and what a
-shutter holds of its own is integrated out (`mbkg_xr.leaks`). Shutters that exceed what the others
-of their slit allow are left out, the worst first.
+shutter holds of its own is integrated out (`mbkg_xr.leaks`). Slits that are wrong as a whole are
+left out first (`mbkg_xr.vetoes`), then shutters that exceed what the others of their slit allow,
+the worst first.
 
 What is degenerate is fixed by convention: the mean of all scales belongs to the master (weighted by
 what the slits tell), and so do the mean of the drifts and that of the pedestals; the profile is 1
@@ -17,6 +18,8 @@ at shutter centres.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import xarray as xr
@@ -30,12 +33,14 @@ from .scales import Scales, SlitScales
 from .shutters import ShutterSums, sky_shutters
 from .slit_algebra import inverses
 from .terms import FIRST_SHUTTER, N_SHUTTERS
+from .vetoes import Veto, find_vetoes
 
 __all__ = ["solve_scales"]
 
 Array = NDArray[np.float64]
 
 _ROUNDS, _FURTHER = 40, 16  # the first time, and from where a former search ended
+_MOST_FAR = 0.3  # of a slit's information: no outliers, but a slit that is far off
 _PEDESTAL = 0.01  # of the sky, standard deviation expected of pedestals
 _VETO_ROUNDS = (2, 5, 9, 14, 20)
 
@@ -79,14 +84,31 @@ def solve_scales(
     own, rounds = Own(EXPECTED_LEAK, EXPECTED_LEVEL**2), _ROUNDS
     if before is not None and before.reached[0].common.shape == means.common.shape:
         (means, own), rounds = before.reached, _FURTHER
+    veto = _veto_slits(sums, shutters, means, own, options)
+    sky = shutters.told() & ~veto.slit[:, None]
+    shutters.keep = sky.copy()
     for number in range(rounds):
         if number in _VETO_ROUNDS:
-            _veto(shutters, means, own, options.veto, afresh=number == _VETO_ROUNDS[0])
+            if number == _VETO_ROUNDS[0]:
+                shutters.keep = sky.copy()
+            _veto(shutters, means, own, options.veto)
         data, right = (part.sum(axis=1) for part in shutters.parts(own))
         means = means.step(data, right)
         scale, _ = _posterior(data, right, means.mean(), None, means.tau[1])
         own = shutters.found(scale, own)
-    return _found(shutters, means, own, n)
+    return _found(shutters, means, own, n, veto)
+
+
+def _veto_slits(
+    sums: ShutterSums, shutters: Shutters, means: Hierarchy, own: Own, options: Scales
+) -> Veto:
+    every = replace(
+        shutters, weight=sums.weight + sums.far[:, 0], excess=sums.excess + sums.far[:, 1]
+    )
+    every.keep = every.told()
+    prior = np.array([options.prior, *[options.colour] * options.order]) ** 2
+    limit = np.inf if options.slit_veto is None else options.slit_veto
+    return find_vetoes(every, own, means.slitlet, means.exposure, prior, limit)
 
 
 def _shutters(
@@ -102,24 +124,33 @@ def _shutters(
         phase,
     )
     sky = sky_shutters(slits)
+    weight, excess = _within(sums)
     basis = legendre.legvander(phase, options.order).astype(np.float64)
     if options.pedestal and shape.any():
         basis = np.column_stack([basis, shape])
     return Shutters(
-        sums.weight,
-        sums.excess,
+        weight,
+        excess,
         sky,
         np.nan_to_num(away).round().astype(np.int64),
         light,
         basis,
-        sky & (sums.weight.sum(axis=2) > 0),
+        sky & (weight.sum(axis=2) > 0),
     )
 
 
-def _veto(shutters: Shutters, means: Hierarchy, own: Own, limit: float, *, afresh: bool) -> None:
+def _within(sums: ShutterSums) -> tuple[Array, Array]:
+    """Weight and excess; of slits that are nothing but outliers to the present master, which may be
+    the one that is wrong, with what was kept from them.
+    """
+    far = sums.far[:, 0].sum(axis=(1, 2))
+    most = far > _MOST_FAR * (far + sums.weight.sum(axis=(1, 2)))
+    extra = np.where(most[:, None, None, None], sums.far, 0.0)
+    return sums.weight + extra[:, 0], sums.excess + extra[:, 1]
+
+
+def _veto(shutters: Shutters, means: Hierarchy, own: Own, limit: float) -> None:
     """Leave out shutters that exceed what the others of their slit allow, the worst first."""
-    if afresh:
-        shutters.keep = shutters.told()
     for _ in range(N_SHUTTERS):
         without, covariance = _without_each(shutters, means, own, None)
         excess = np.where(shutters.keep, shutters.excess_over(without, covariance, own), -np.inf)
@@ -155,7 +186,9 @@ def _posterior(
     return scale, own + pull @ of_mean @ np.swapaxes(pull, -1, -2)
 
 
-def _found(shutters: Shutters, means: Hierarchy, own: Own, n: int) -> SlitScales:
+def _found(
+    shutters: Shutters, means: Hierarchy, own: Own, n: int, veto: Veto
+) -> SlitScales:
     """The first `n` coefficients are a scale's, the last, if there is one more, a pedestal."""
     data, right = (part.sum(axis=1) for part in shutters.parts(own))
     of_mean = means.covariance()
@@ -186,4 +219,5 @@ def _found(shutters: Shutters, means: Hierarchy, own: Own, n: int) -> SlitScales
         light=shutters.light,
         stray=np.where(shutters.keep, shares[..., 0], 0.0),
         reached=(means, own),
+        veto=veto,
     )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ParameterError
+from .vetoes import Veto
 
 __all__ = ["Scales", "SlitScales"]
 
@@ -36,6 +37,10 @@ class Scales:
     veto
         A shutter that exceeds what the others of its slit allow by this many standard deviations
         is left out.
+    slit_veto
+        A slit whose level, colour or any bin of wavelength lies this many standard deviations from
+        the middle of all slits is left out as a whole; None: none is. Of 40 % of the slits at most:
+        where more would go, none goes, with a warning.
 
     Examples
     --------
@@ -49,14 +54,17 @@ class Scales:
     smooth: bool = True
     pedestal: bool = True
     veto: float = 2.5
+    slit_veto: float | None = 5.0
 
     def __post_init__(self) -> None:
         if not (isinstance(self.order, int) and 0 <= self.order <= 8):
             raise ParameterError(
                 "unusable order of scales", where="order", expected="0 to 8", found=self.order
             )
-        for name in ("prior", "colour", "veto"):
+        for name in ("prior", "colour", "veto", "slit_veto"):
             value = getattr(self, name)
+            if value is None and name == "slit_veto":
+                continue
             if not (value > 0 and np.isfinite(value)):
                 raise ParameterError(
                     "unusable scales", where=name, expected="a positive number", found=value
@@ -101,6 +109,8 @@ class SlitScales:
         ``(slit, shutter)``: share of that light in each shutter.
     reached
         Populations, and what shutters hold of their own, where the search ended.
+    veto
+        Whole slits that are left out, and what they were judged by.
     """
 
     scale: Array
@@ -120,3 +130,4 @@ class SlitScales:
     light: Array
     stray: Array
     reached: Any
+    veto: Veto

@@ -35,6 +35,7 @@ Array = NDArray[np.float64]
 
 _ALLOWED = 0.1  # departures by this share of the sky are no outliers: slits differ so much
 _CLIP = 4.5
+_BOUND = 2.0  # shares of the sky past the clip to which outliers count for what slits are judged by
 
 
 def open_shutters(n_shutters: NDArray) -> NDArray[np.bool_]:
@@ -73,18 +74,24 @@ class ShutterSums:
         sky slits whose profile is known up to the bars, and in all of a source's shutter: their
         ratio is how much more than the master a shutter holds, as a fraction of it, and one
         over the first the variance of that.
+    far
+        ``(slit, 2, shutter, bin)``: what would come to weight and excess from the pixels that are
+        kept from them as outliers, their departures bounded. A shutter that is wrong as a whole is
+        nothing but outliers.
     profile
         What the pixels of shutters that are sky say of the profile.
     """
 
     weight: Array
     excess: Array
+    far: Array
     profile: ProfileSums
 
     def __add__(self, other: ShutterSums) -> ShutterSums:
         return ShutterSums(
             np.concatenate([self.weight, other.weight]),
             np.concatenate([self.excess, other.excess]),
+            np.concatenate([self.far, other.far]),
             self.profile + other.profile,
         )
 
@@ -95,7 +102,7 @@ def _look_block(
     source, first_open, last_open, sky, kind, row, time_factor, edges, lookup, step,
     model, gain, by_class, floor, unit, factor, change, level, offset, stray, light,
     known, along, first, pitch, known_kind,
-    weight, excess, profile,
+    weight, excess, far, profile,
 ):  # pragma: no cover - compiled  # fmt: skip
     has_var, has_along = var_rnoise.shape[0] > 0, along.shape[0] > 0
     in_place = order.shape[0] == 0
@@ -147,9 +154,14 @@ def _look_block(
             variance *= unit * unit
             rest = y - added - share * g * mean
             past = z < first_open[s] or z > last_open[s]
-            if not (at_source or past) and rest * rest > _CLIP * _CLIP * (
-                variance + (_ALLOWED * mean) ** 2
-            ):
+            most = _CLIP * _CLIP * (variance + (_ALLOWED * mean) ** 2)
+            if not (at_source or past) and rest * rest > most:
+                if abs(r - z) <= reach:
+                    w = g * mean / variance
+                    bound = np.sqrt(most) + _BOUND * mean
+                    near = y - rest + min(max(rest, -bound), bound)
+                    far[s, 0, inside, b] += w * g * mean
+                    far[s, 1, inside, b] += w * (near - (added - other) - g * mean)
                 # Where the profile is not known yet, a bar is no outlier. Once it is, what is
                 # let off here and not at the centres would be taken for light.
                 if abs(r - z) <= reach or known_kind[s] >= 0:
@@ -305,6 +317,7 @@ def look(
         row = np.full(n, -1, dtype=np.int64)
         row[tells] = np.arange(tells.size)
         weight, excess = np.zeros((2, n, N_SHUTTERS, n_bins))
+        far = np.zeros((n, 2, N_SHUTTERS, n_bins))
         along = np.zeros((2, tells.size, N_NODES, n_bins))
         factors, change, offset = own.factor(), own.change(), own.offset()
         for where, some in parts:
@@ -318,12 +331,12 @@ def look(
                 factors[at], change[at], own.level[at], offset[at], own.leak[at], own.light[at],
                 own.profile.values, own.profile.pedestal, own.profile.first, own.profile.step,
                 own.kind[at],
-                weight[at], excess[at], along,
+                weight[at], excess[at], far[at], along,
             )  # fmt: skip
         profile = ProfileSums.of(
             along[0], along[1], kind[tells], kinds, known, phase,
             sight.source[slits][tells], own.light[tells],
         )  # fmt: skip
-        return ShutterSums(weight, excess, profile)
+        return ShutterSums(weight, excess, far, profile)
 
     return pixels.reduce(block, lambda a, b: a + b, (state, terms), seen=True)

@@ -52,7 +52,8 @@ def _sums(slits: xr.Dataset, excess: np.ndarray, precision: float, seed: int) ->
     none = np.zeros((n, 0, BINS))
     source, light = np.full(n, np.nan), np.zeros((n, BINS))
     profile = ProfileSums.of(none, none, np.full(n, -1), (), none, phase, source, light)
-    return ShutterSums(weight, weight * excess + np.sqrt(weight) * noise, profile)
+    far = np.zeros((n, 2, N_SHUTTERS, BINS))
+    return ShutterSums(weight, weight * excess + np.sqrt(weight) * noise, far, profile)
 
 
 def test_scales_reach_their_bound():

@@ -1,0 +1,294 @@
+"""Whole slits that are not sky: told by how far they lie from all others.
+
+Scales have a prior, by which a slit that is wrong as a whole takes part of what it is wrong by for
+its own throughput and leaves the rest to the master. So each slit is looked at by itself first: its
+level, its colours and what is left of it bin by bin, from its own shutters alone, against the
+middle and the width of all slits. Both are of the densest half of them (the shorth; Rousseeuw &
+Leroy 1988, Statistica Neerlandica 42, 103), which slits that are wrong by the same amount move less
+than a median and its MAD; the width is never less than the slit's own error and than a floor, and
+of few slits it keeps close to what is expected beforehand. A slit that would do but for one of its
+shutters is none of these: that shutter is another matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .leaks import Own, Shutters
+from .populations import sum_by
+from .slit_algebra import inverses
+
+__all__ = ["EVIDENCE", "MOST_VETOED", "Veto", "find_vetoes"]
+
+Array = NDArray[np.float64]
+
+#: What a slit is judged by.
+EVIDENCE = ("level", "colour", "bin")
+#: No more than this share of the slits is left out: where more seem wrong, nobody knows what is.
+MOST_VETOED = 0.4
+_LEAST = 3  # slits, of which one may be told from the others
+_OF_EXPOSURE = 4  # slits from which on an exposure has a middle of its own
+_FLOOR, _FLOOR_OF_BIN = 0.01, 0.02  # least widths: flats, and what a spline leaves of lines
+_EXPECTED_OF_BIN = 0.03
+_PRIOR_COUNTS = 4.0  # slitlets that the width expected beforehand is worth
+_FREE = 1.0  # a slit by itself may be off by this and more
+_LEAST_SKY = 0.05  # of the master, that the middle of all slits comes to at the least
+_ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Veto:
+    """What whole slits were judged by.
+
+    Attributes
+    ----------
+    slit
+        ``(slit,)``: not sky.
+    departure
+        ``(slit, evidence)``: from the middle of all slits, as a fraction of the sky, in `EVIDENCE`.
+    score
+        The same in standard deviations.
+    at
+        ``(slit,)``: the bin that departs most.
+    judged
+        Number of slits that were looked at.
+    suspect
+        Number of slits beyond the limit, left out or not.
+    """
+
+    slit: NDArray[np.bool_]
+    departure: Array
+    score: Array
+    at: NDArray[np.int64]
+    judged: int
+    suspect: int
+
+    @property
+    def refused(self) -> bool:
+        """Whether so many slits seemed wrong that none was left out."""
+        return self.suspect > 0 and not self.slit.any()
+
+
+def find_vetoes(
+    shutters: Shutters,
+    own: Own,
+    slitlet: NDArray[np.int64],
+    exposure: NDArray[np.int64],
+    prior: Array,
+    limit: float,
+) -> Veto:
+    """Judge whole slits.
+
+    Parameters
+    ----------
+    shutters
+        With the pixels that are far off.
+    own
+        What shutters hold of their own.
+    slitlet, exposure
+        ``(slit,)``, which of each a slit belongs to.
+    prior
+        ``(order,)``, variances of the coefficients of scales expected beforehand.
+    limit
+        In standard deviations.
+    """
+    n = slitlet.size
+    told = shutters.told()
+    seen = np.flatnonzero(told.any(axis=1))
+    departure, score = np.zeros((2, n, len(EVIDENCE)))
+    at = np.zeros(n, dtype=np.int64)
+    vetoed = np.zeros(n, dtype=np.bool_)
+    if seen.size < _LEAST:
+        return Veto(vetoed, departure, score, at, int(seen.size), 0)
+    shutters = _against_middle(shutters, told)
+    members = np.unique(slitlet[seen]).size
+    # Visits to a single slitlet are as good as slitlets.
+    count = members if members > 1 else seen.size
+    coefficients, bins = _by_itself(shutters, own, told, seen, prior)
+    many = _exposures(exposure[seen])
+    value, variance, expected = coefficients
+    away, z = _against_all(value, variance, many, expected, _FLOOR, count, limit)
+    which = np.argmax(z[:, 1:], axis=1) + 1 if z.shape[1] > 1 else np.zeros(seen.size, dtype=int)
+    rows = np.arange(seen.size)
+    departure[seen, 0], score[seen, 0] = away[:, 0], z[:, 0]
+    if z.shape[1] > 1:
+        departure[seen, 1], score[seen, 1] = away[rows, which], z[rows, which]
+    value, variance = bins
+    prior_of_bin = np.full(value.shape[2], _EXPECTED_OF_BIN**2)
+    away, z = _against_all(value, variance, many, prior_of_bin, _FLOOR_OF_BIN, count, limit)
+    worst = np.argmax(z, axis=1)
+    departure[seen, 2], score[seen, 2], at[seen] = away[rows, worst], z[rows, worst], worst
+    vetoed[seen] = (score[seen] > limit).any(axis=1)
+    vetoed |= _most_visits(vetoed, told.any(axis=1), slitlet)
+    suspect = int(vetoed.sum())
+    if suspect > MOST_VETOED * seen.size:
+        vetoed[:] = False
+    return Veto(vetoed, departure, score, at, int(seen.size), suspect)
+
+
+def _against_middle(shutters: Shutters, told: NDArray[np.bool_]) -> Shutters:
+    """The same sums, against the middle of all slits in each bin instead of the master, which slits
+    that are no sky may have spoilt.
+    """
+    use = told[:, :, None] * np.ones(1)
+    weight, excess = (shutters.weight * use).sum(axis=1), (shutters.excess * use).sum(axis=1)
+    middle = np.zeros(weight.shape[1])
+    for b in range(middle.size):
+        here = weight[:, b] > 0
+        if here.sum() >= _LEAST:
+            middle[b] = _shorth(excess[here, b] / weight[here, b])[0]
+    times = np.maximum(1 + middle, _LEAST_SKY)
+    # Of m (1 + c): sum m^2 (1 + c)^2 / v, and sum m (1 + c) (y - m (1 + c)) / v.
+    return replace(
+        shutters,
+        weight=shutters.weight * times**2,
+        excess=(shutters.excess - (times - 1) * shutters.weight) * times,
+        keep=told,
+    )
+
+
+def _by_itself(
+    shutters: Shutters, own: Own, told: NDArray[np.bool_], seen: NDArray[np.int64], prior: Array
+) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
+    """What slits say by themselves, of all their shutters and of all but each one.
+
+    ``(slit, choice, order)`` coefficients, their variances, and those expected beforehand, of
+    polynomials that are orthogonal over what the slits tell: the first is the mean level. And
+    ``(slit, choice, bin)``, what is left of the bins, and its variance.
+    """
+    n = prior.size
+    data, right = (part[seen] for part in shutters.parts(own))
+    data, right = data[..., :n, :n], right[..., :n]
+    choice = _choices(told[seen])
+    data = np.einsum("scz,szkl->sckl", choice, data)
+    right = np.einsum("scz,szk->sck", choice, right)
+    covariance = inverses(data + np.eye(n) / _FREE**2)
+    free = (covariance @ right[..., None])[..., 0]
+    usual = np.median(data[:, 0], axis=0) + np.eye(n) * 1e-6 * np.median(data[:, 0, 0, 0])
+    turn = np.linalg.cholesky(usual + np.eye(n) / _FREE**2).T
+    turn /= turn.diagonal()[:, None]
+    value = free @ turn.T
+    variance = np.einsum("ik,sckl,il->sci", turn, covariance, turn)
+    expected = np.square(turn) @ prior
+    # A slit that sees part of the range tells its level there, colours as they may be.
+    total = np.maximum(data[..., 0, 0], 1e-30)
+    shift = data[..., 0, 1:] / total[..., None] - usual[0, 1:] / usual[0, 0]
+    value[..., 0] = right[..., 0] / total
+    variance[..., 0] = 1 / total + np.square(shift) @ prior[1:]
+    basis = shutters.basis[:, :n]
+    weight = np.einsum("scz,szb->scb", choice, shutters.weight[seen])
+    excess = np.einsum("scz,szb->scb", choice, shutters.excess[seen])
+    fitted = _smooth(weight, excess, basis, shutters.light[seen])
+    safe = np.maximum(weight, 1e-30)
+    left = np.where(weight > 0, excess / safe - fitted, 0.0)
+    return (value, variance, expected), (left, np.where(weight > 0, 1 / safe, np.inf))
+
+
+def _choices(told: NDArray[np.bool_]) -> Array:
+    """``(slit, choice, shutter)``: all shutters of a slit, then all but each; all, of a single."""
+    n = told.shape[1]
+    without = told[:, None] & ~np.eye(n, dtype=np.bool_)
+    without = np.where(without.any(axis=2, keepdims=True), without, told[:, None])
+    return np.concatenate([told[:, None], without], axis=1).astype(np.float64)
+
+
+def _smooth(weight: Array, excess: Array, basis: Array, light: Array) -> Array:
+    """Least squares of the excess: a smooth series, and a share of the source's light."""
+    shape = (weight.shape[0], 1, *basis.shape)
+    columns = np.concatenate(
+        [np.broadcast_to(basis, shape), light[:, None, :, None]], axis=3
+    )  # (slit, 1, bin, column)
+    weighted = np.swapaxes(weight[..., None] * columns, 2, 3)
+    gram = weighted @ columns
+    gram += np.eye(gram.shape[-1]) / _FREE**2
+    linear = (np.swapaxes(columns, 2, 3) @ excess[..., None])[..., 0]
+    return (columns @ np.linalg.solve(gram, linear[..., None]))[..., 0]
+
+
+def _exposures(exposure: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Exposures of enough slits to have a middle of their own; 0 are all others."""
+    number = np.bincount(exposure)[exposure]
+    return np.where(number >= _OF_EXPOSURE, exposure + 1, 0)
+
+
+def _against_all(
+    value: Array,
+    variance: Array,
+    exposure: NDArray[np.int64],
+    expected: Array,
+    floor: float,
+    count: int,
+    limit: float,
+) -> tuple[Array, Array]:
+    """``(slit, quantity)``: departures from the middle of all slits, and their scores.
+
+    Of ``value`` and ``variance (slit, choice, quantity)`` the first choice tells middle and width,
+    and the least departure of all choices counts.
+    """
+    away, z = np.zeros((2, value.shape[0], value.shape[2]))
+    rows = np.arange(value.shape[0])
+    for k in range(value.shape[2]):
+        first = np.where(np.isfinite(variance[:, 0, k]), value[:, 0, k], np.nan)
+        out = np.isnan(first)
+        if (~out).sum() < _LEAST:
+            continue
+        none = out
+        for _ in range(_ROUNDS):
+            middle = _middles(first, exposure, ~out)
+            off = (first - middle)[~out]
+            width = _width(off, variance[~out, 0, k], expected[k], floor, count)
+            off = value[:, :, k] - middle[:, None]
+            scores = np.abs(off) / np.sqrt(width + variance[:, :, k])
+            least = np.argmin(scores, axis=1)
+            now = none | (scores[rows, least] > limit)
+            if (now == out).all() or (~now).sum() < _LEAST:
+                break
+            out = now
+        away[:, k], z[:, k] = off[rows, least], scores[rows, least]
+    return away, z
+
+
+def _middles(value: Array, exposure: NDArray[np.int64], use: NDArray[np.bool_]) -> Array:
+    """``(slit,)``: the middle of the slits of its exposure, or of all where these are few."""
+    out = np.full(value.size, _shorth(value[use])[0])
+    for number in np.unique(exposure[use & (exposure > 0)]):
+        here = exposure == number
+        if (use & here).sum() >= _OF_EXPOSURE:
+            out[here] = _shorth(value[use & here])[0]
+    return out
+
+
+def _width(off: Array, variance: Array, expected: float, floor: float, count: int) -> float:
+    """Variance of the population, from the densest half of it and from what is expected."""
+    # Of few the densest half is closer than half of a normal distribution.
+    scatter = 1.4826 * _shorth(off)[1] * (1 + 1 / np.sqrt(count))
+    found = max(scatter**2 - float(np.median(variance)), floor**2)
+    share = count / (count + _PRIOR_COUNTS)
+    return float(found**share * max(expected, floor**2) ** (1 - share))
+
+
+def _shorth(values: Array) -> tuple[float, float]:
+    """Middle and half width of the shortest interval that holds half of the values.
+
+    Examples
+    --------
+    >>> _shorth(np.array([9.0, 1.0, 1.5, 9.5, 1.25]))
+    (1.25, 0.25)
+    """
+    ordered = np.sort(values)
+    half = (ordered.size + 1) // 2
+    widths = ordered[half - 1 :] - ordered[: ordered.size - half + 1]
+    first = int(np.argmin(widths))
+    return float(np.median(ordered[first : first + half])), float(widths[first] / 2)
+
+
+def _most_visits(
+    vetoed: NDArray[np.bool_], told: NDArray[np.bool_], slitlet: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Slits of slitlets that are out in at least half of their several visits."""
+    n = int(slitlet.max()) + 1
+    out, of = (sum_by(slitlet, a.astype(np.float64), n) for a in (vetoed & told, told))
+    return told & ((of > 1) & (2 * out >= of))[slitlet]
