@@ -25,6 +25,7 @@ from .io import NipsLayout, open_program, read_template, save
 from .io.ingest import ingest
 from .io.write import write_fits
 from .leave_out import without_contaminants
+from .left_out import left_out_slits
 from .master import evaluate, sample_master
 from .memory import predict_memory
 from .models import BSpline, LogPolynomial, Template
@@ -80,6 +81,7 @@ __all__ = [
     "flag_pixels",
     "info",
     "ingest",
+    "left_out_slits",
     "master_at",
     "master_image",
     "master_part",

@@ -61,6 +61,10 @@ _SLIT = (
     "shutter_level_slope",
     "shutter_used",
     "shutter_excess",
+    "slit_used",
+    "slit_departure",
+    "slit_departure_score",
+    "slit_departure_bin",
     "pedestal",
     "source_share",
     "source_light",
@@ -75,6 +79,8 @@ APPLIED_ATTRS = (
     "leak",
     "shutter_spread",
     "floor",
+    "slit_veto",
+    "slits_suspect",
     "weight_mjd",
 )
 
@@ -215,7 +221,7 @@ def of_slits(ds: xr.Dataset, master: xr.Dataset) -> xr.Dataset:
 
 def _usual(master: xr.Dataset) -> dict[str, Any]:
     """Of a slit that nothing is known of: no difference, with the spread of the others."""
-    out: dict[str, Any] = {"shutter_used": True}
+    out: dict[str, Any] = {"shutter_used": True, "slit_used": True}
     if "scale_spread" in master:
         spread = np.diag(np.square(master["scale_spread"].values).sum(axis=0))
         out |= {"scale_covariance": spread, "scale_without_covariance": spread}

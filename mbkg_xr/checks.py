@@ -14,6 +14,7 @@ from .moments import PassState, PassSums
 from .robust import CHOOSE_PASS
 from .schema import UNSUBTRACTED, refuse_subtracted
 from .select import why_empty
+from .vetoes import Veto
 
 __all__ = [
     "CONVERGED",
@@ -26,6 +27,7 @@ __all__ = [
     "require_slits",
     "sky_level",
     "warn_of_passes",
+    "warn_of_slits",
     "warn_without_sky",
 ]
 
@@ -87,8 +89,10 @@ def check_slits(ds: xr.Dataset, sums: PassSums, bad_slits: str) -> None:
             raise error
 
 
-def warn_of_passes(last: dict, state: PassState) -> None:
-    """Say what a user should know before trusting the master."""
+def warn_of_passes(last: dict, state: PassState, vetoed: int = 0) -> None:
+    """Say what a user should know before trusting the master; `vetoed` pixels are of slits that
+    are left out as a whole.
+    """
     if last["change"] >= CONVERGED:
         warnings.warn(
             f"the fit has not converged: it still changed by {last['change']:.2g} of its error in "
@@ -101,15 +105,37 @@ def warn_of_passes(last: dict, state: PassState) -> None:
             "the errors and their units",
             stacklevel=4,
         )
-    if last["used"] < 0.9 * last["selected"]:
+    if last["used"] < 0.9 * (last["selected"] - vetoed):
         warnings.warn(
-            f"clipping left out {1 - last['used'] / last['selected']:.0%} of the selected pixels",
+            f"clipping left out {1 - last['used'] / (last['selected'] - vetoed):.0%} of the "
+            "selected pixels",
             stacklevel=4,
         )
     if not np.isfinite(state.gain).any():
         warnings.warn(
             "the photon noise could not be told from the data: weights follow the errors as given, "
             "which may pull the sky low",
+            stacklevel=4,
+        )
+
+
+def warn_of_slits(veto: Veto | None) -> None:
+    """Say which whole slits are not taken for sky, and where too many seem not to be."""
+    if veto is None or not veto.suspect:
+        return
+    left, some = int(veto.slit.sum()), f"{veto.suspect} of {veto.judged} slits"
+    if veto.refused:
+        warnings.warn(
+            f"{some} depart from the others by more than {veto.limit:g} sigma, "
+            f"{left or 'none'} of which are left out of the fit: too many to tell what is sky; see "
+            "slit_departure of the master, or choose the sky slits yourself",
+            stacklevel=4,
+        )
+    else:
+        warnings.warn(
+            f"{left} of {veto.judged} slits are left out of the fit: they depart from the others "
+            f"by more than {veto.limit:g} sigma, or most exposures of their slitlet do; see "
+            "left_out_slits(master)",
             stacklevel=4,
         )
 

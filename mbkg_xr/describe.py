@@ -8,9 +8,11 @@ from html import escape
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from rich.table import Table
 
+from .left_out import left_out_slits
 from .parts import has_parts, master_part
 from .schema import already_subtracted, validate
 
@@ -141,9 +143,19 @@ def _master(master: xr.Dataset) -> Description:
     if "scale_spread" in master:
         spread = zip(master["component"].values, master["scale_spread"].values[:, 0], strict=True)
         lines["throughput varies by"] = ", ".join(f"{100 * s:.1f} % ({c})" for c, s in spread)
+    if len(out := left_out_slits(master)):
+        lines["slits left out as a whole"] = _named(out)
     if "floor" in attrs:
         lines["shutters differ further by"] = f"{100 * attrs['floor']:.1f} %"
     return Description(title, lines, *_scores(master))
+
+
+def _named(out: pd.DataFrame) -> str:
+    """Slits and the reasons, each reason's slits together."""
+    some = out[:_CANDIDATES]
+    rows = (f"{r.exposure} {r.detector} {r.slitlet}: {r.reason}" for r in some.itertuples())
+    more = len(out) - len(some)
+    return "; ".join([*rows, *([f"and {more} more (left_out_slits)"] if more else [])])
 
 
 def _fit_cells(master: xr.Dataset) -> tuple[str, str, str, str]:

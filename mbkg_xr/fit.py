@@ -17,6 +17,7 @@ from .checks import (
     check_model,
     check_parameters,
     warn_of_passes,
+    warn_of_slits,
     warn_without_sky,
 )
 from .columns import per_unit_sky
@@ -129,7 +130,8 @@ def fit_master(
         (``score_heldout``: chi2 a pixel of slits left out, in ln flux for the seed's recipe;
         ``score_heldout_se``: standard error of its difference from the chosen one's);
         ``pass_*(pass)``, the history of passes (``pass_slits``: how many slits each saw);
-        ``n_selected`` and ``n_used`` by slit.
+        ``n_selected`` and ``n_used`` by slit; ``slit_used(slit)``, false where a slit was left out
+        as a whole (`left_out_slits` says why).
         With `drift`, ``drift_score_*(drift_candidate)``, and, where a change was found,
         ``drift_polynomial(drift_term, span, power)``: the sky at mjd t is ``polynomial`` plus the
         sum of ``P_k(tau)`` times these, tau from -1 to 1 over the time of the exposures, the middle
@@ -301,7 +303,10 @@ def _fit_pixels(
         say=say,
     )
     fitted, problem = done.fitted, done.problem
-    warn_of_passes(done.history[-1], done.state)
+    veto = None if done.differ.scales is None else done.differ.scales.veto
+    vetoed = 0 if veto is None else int(done.pixels[veto.slit, 0].sum())
+    warn_of_passes(done.history[-1], done.state, vetoed)
+    warn_of_slits(veto)
     warn_without_sky(fitted, problem.constrained, done.scatter)
     # A template may end before the data do.
     known = np.isfinite(fitted.expected[:, 0])

@@ -22,6 +22,7 @@ from .parts import has_parts, master_part
 from .schema import SCHEMA_VERSION, SLIT_IDENTITY
 from .spans import SpanGrid
 from .terms import FIRST_SHUTTER, N_SHUTTERS
+from .vetoes import EVIDENCE
 
 __all__ = ["evaluate", "identity", "master_grid", "sample_master"]
 
@@ -176,6 +177,26 @@ def _difference_variables(differ: Differences, units: str) -> dict:
                 scales.excess,
                 {"long_name": "level over what the slit's other shutters allow, in its errors"},
             ),
+            "slit_used": (
+                "slit",
+                ~scales.veto.slit,
+                {"long_name": "slit is not left out as a whole"},
+            ),
+            "slit_departure": (
+                ("slit", "evidence"),
+                scales.veto.departure,
+                {"long_name": "departure of the slit from the middle of all, share of the sky"},
+            ),
+            "slit_departure_score": (
+                ("slit", "evidence"),
+                scales.veto.score,
+                {"long_name": "the same in standard deviations"},
+            ),
+            "slit_departure_bin": (
+                "slit",
+                scales.veto.at,
+                {"long_name": "wavelength bin of the last of its departures"},
+            ),
             "scale_spread": (
                 ("component", "order"),
                 scales.spread,
@@ -217,6 +238,7 @@ def _difference_coords(differ: Differences) -> dict:
     out: dict = {}
     if differ.scales is not None:
         out["shutter"] = ("shutter", FIRST_SHUTTER + np.arange(N_SHUTTERS))
+        out["evidence"] = ("evidence", list(EVIDENCE))
         out["component"] = ("component", ["slitlet", "slit", "exposure"])
     if table.kinds:
         nodes = table.first + table.step * np.arange(table.values.shape[1])
@@ -231,6 +253,8 @@ def _difference_attrs(differ: Differences) -> dict:
         out["leak"] = [float(v) for v in differ.scales.leak]
         out["shutter_spread"] = differ.scales.own_spread
         out["floor"] = differ.scales.floor
+        out["slit_veto"] = float(differ.scales.veto.limit)
+        out["slits_suspect"] = differ.scales.veto.suspect
     return out
 
 

@@ -186,9 +186,7 @@ def _posterior(
     return scale, own + pull @ of_mean @ np.swapaxes(pull, -1, -2)
 
 
-def _found(
-    shutters: Shutters, means: Hierarchy, own: Own, n: int, veto: Veto
-) -> SlitScales:
+def _found(shutters: Shutters, means: Hierarchy, own: Own, n: int, veto: Veto) -> SlitScales:
     """The first `n` coefficients are a scale's, the last, if there is one more, a pedestal."""
     data, right = (part.sum(axis=1) for part in shutters.parts(own))
     of_mean = means.covariance()
@@ -203,7 +201,8 @@ def _found(
     scale, without = scale - middle, without - middle
     return SlitScales(
         scale=scale[:, :n],
-        covariance=covariance[:, :n, :n],
+        # What such a slit holds may be its throughput after all.
+        covariance=covariance[:, :n, :n] + veto.doubt(n),
         without=without[..., :n],
         without_covariance=without_covariance[..., :n, :n],
         level=np.where(shutters.keep, shares[..., 1], 0.0),

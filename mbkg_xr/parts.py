@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 # The same in all masters of a configuration; other coordinates may differ from part to part.
-_ALIKE = ("edge", "node", "shutter", "component", "yrel_node")
+_ALIKE = ("edge", "node", "shutter", "component", "evidence", "yrel_node")
 _FILL = {"f": np.nan, "i": -1, "u": 0, "b": False, "U": "", "T": "", "O": ""}
 _COMMON_ATTRS = (
     "mbkg_xr_schema", "master_layout", "configuration", "units", "model", "clip", "left_out",

@@ -130,7 +130,17 @@ def begin(work: Work, ds: xr.Dataset, scale: Array, state: PassState, bad_slits:
         state = replace(state, unit=state.unit * float(np.clip(factor, 0.05, 20)))
         sums = accumulate(pixels, state, work.groups, work.n_groups, differ.terms)
     state = next_state(state, sums, work.rule, state.model)
-    return Progress(0, scale, state, differ, work.model.provisional())
+    out = Progress(0, scale, state, differ, work.model.provisional())
+    if work.sight is not None:
+        # Slits that are not sky are known before they spoil the first pass.
+        problem = Problem(pixels.grid, sums.moments, sums.count, scale)
+        fitted = out.current.fit(problem, heldout=False)
+        rows = [_row(sums, state, None, fitted)]
+        seen = replace(out, sums=sums, problem=problem, fitted=fitted, history=rows)
+        if _lit(seen):
+            used = sums.pixels[:, 1].astype(np.float64)
+            out.differ = _look(work, seen, problem.constrained, used, None)
+    return out
 
 
 def begin_with(work: Work, few: Progress) -> Progress:
@@ -204,7 +214,7 @@ def iterate(work: Work, so_far: Progress, last: int, *, settled: int) -> Progres
             now.differ = replace(now.differ, terms=_changing(now.differ.terms, drifted, time))
         # Slits cannot differ by fractions of a sky that is not there.
         further = now.number <= SETTLED + _FURTHER and change > _AGAIN
-        due = now.number != CHOOSE_PASS - 1 and (now.number <= settled or further)
+        due = now.number not in (1, CHOOSE_PASS - 1) and (now.number <= settled or further)
         if work.sight is not None and due and _lit(now):
             used = sums.pixels[:, 1].astype(np.float64)
             now.differ = _look(work, now, problem.constrained, used, drifted)

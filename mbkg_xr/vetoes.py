@@ -27,11 +27,13 @@ Array = NDArray[np.float64]
 
 #: What a slit is judged by.
 EVIDENCE = ("level", "colour", "bin")
-#: No more than this share of the slits is left out: where more seem wrong, nobody knows what is.
+#: No more than this share of the slits is left out, the worst first; none at all where more than
+#: half seem wrong, since then nobody knows what is.
 MOST_VETOED = 0.4
 _LEAST = 3  # slits, of which one may be told from the others
 _OF_EXPOSURE = 4  # slits from which on an exposure has a middle of its own
-_FLOOR, _FLOOR_OF_BIN = 0.01, 0.02  # least widths: flats, and what a spline leaves of lines
+# Least widths, of levels, of colours and of bins: flats differ, and a spline leaves some of lines.
+_FLOOR, _FLOOR_OF_COLOUR, _FLOOR_OF_BIN = 0.01, 0.02, 0.02
 _EXPECTED_OF_BIN = 0.03
 _PRIOR_COUNTS = 4.0  # slitlets that the width expected beforehand is worth
 _FREE = 1.0  # a slit by itself may be off by this and more
@@ -53,10 +55,10 @@ class Veto:
         The same in standard deviations.
     at
         ``(slit,)``: the bin that departs most.
-    judged
-        Number of slits that were looked at.
-    suspect
-        Number of slits beyond the limit, left out or not.
+    judged, suspect
+        Numbers of slits that were looked at, and of those beyond the limit, left out or not.
+    limit
+        In standard deviations.
     """
 
     slit: NDArray[np.bool_]
@@ -65,11 +67,20 @@ class Veto:
     at: NDArray[np.int64]
     judged: int
     suspect: int
+    limit: float
 
     @property
     def refused(self) -> bool:
-        """Whether so many slits seemed wrong that none was left out."""
-        return self.suspect > 0 and not self.slit.any()
+        """Whether so many slits seem wrong that not all of them, or none, are left out."""
+        return self.suspect > self.slit.sum()
+
+    def doubt(self, order: int) -> Array:
+        """``(slit, order, order)``: for slits left out, the square of what they depart by."""
+        out = np.zeros((self.slit.size, order, order))
+        for k in range(min(order, 2)):
+            most = np.minimum(np.abs(self.departure[:, k]), 1.0)
+            out[:, k, k] = np.where(self.slit, most**2, 0.0)
+        return out
 
 
 def find_vetoes(
@@ -102,7 +113,7 @@ def find_vetoes(
     at = np.zeros(n, dtype=np.int64)
     vetoed = np.zeros(n, dtype=np.bool_)
     if seen.size < _LEAST:
-        return Veto(vetoed, departure, score, at, int(seen.size), 0)
+        return Veto(vetoed, departure, score, at, int(seen.size), 0, limit)
     shutters = _against_middle(shutters, told)
     members = np.unique(slitlet[seen]).size
     # Visits to a single slitlet are as good as slitlets.
@@ -110,23 +121,27 @@ def find_vetoes(
     coefficients, bins = _by_itself(shutters, own, told, seen, prior)
     many = _exposures(exposure[seen])
     value, variance, expected = coefficients
-    away, z = _against_all(value, variance, many, expected, _FLOOR, count, limit)
+    floor = np.where(np.arange(prior.size) > 0, _FLOOR_OF_COLOUR, _FLOOR)
+    away, z = _against_all(value, variance, many, expected, floor, count, limit)
     which = np.argmax(z[:, 1:], axis=1) + 1 if z.shape[1] > 1 else np.zeros(seen.size, dtype=int)
     rows = np.arange(seen.size)
     departure[seen, 0], score[seen, 0] = away[:, 0], z[:, 0]
     if z.shape[1] > 1:
         departure[seen, 1], score[seen, 1] = away[rows, which], z[rows, which]
     value, variance = bins
-    prior_of_bin = np.full(value.shape[2], _EXPECTED_OF_BIN**2)
-    away, z = _against_all(value, variance, many, prior_of_bin, _FLOOR_OF_BIN, count, limit)
+    expected, floor = (np.full(value.shape[2], v) for v in (_EXPECTED_OF_BIN**2, _FLOOR_OF_BIN))
+    away, z = _against_all(value, variance, many, expected, floor, count, limit)
     worst = np.argmax(z, axis=1)
     departure[seen, 2], score[seen, 2], at[seen] = away[rows, worst], z[rows, worst], worst
     vetoed[seen] = (score[seen] > limit).any(axis=1)
-    vetoed |= _most_visits(vetoed, told.any(axis=1), slitlet)
+    vetoed = vetoed | _most_visits(vetoed, np.asarray(told.any(axis=1)), slitlet)
     suspect = int(vetoed.sum())
-    if suspect > MOST_VETOED * seen.size:
+    if 2 * suspect > seen.size:
         vetoed[:] = False
-    return Veto(vetoed, departure, score, at, int(seen.size), suspect)
+    elif suspect > MOST_VETOED * seen.size:
+        order = np.argsort(np.where(vetoed, score.max(axis=1), 0.0), kind="stable")
+        vetoed[order[: -int(MOST_VETOED * seen.size)]] = False
+    return Veto(vetoed, departure, score, at, int(seen.size), suspect, limit)
 
 
 def _against_middle(shutters: Shutters, told: NDArray[np.bool_]) -> Shutters:
@@ -219,7 +234,7 @@ def _against_all(
     variance: Array,
     exposure: NDArray[np.int64],
     expected: Array,
-    floor: float,
+    floor: Array,
     count: int,
     limit: float,
 ) -> tuple[Array, Array]:
@@ -239,7 +254,7 @@ def _against_all(
         for _ in range(_ROUNDS):
             middle = _middles(first, exposure, ~out)
             off = (first - middle)[~out]
-            width = _width(off, variance[~out, 0, k], expected[k], floor, count)
+            width = _width(off, variance[~out, 0, k], expected[k], floor[k], count)
             off = value[:, :, k] - middle[:, None]
             scores = np.abs(off) / np.sqrt(width + variance[:, :, k])
             least = np.argmin(scores, axis=1)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..chain import ChainResult
+from ..left_out import left_out_slits
 
 __all__ = ["console", "json_line", "print_results", "print_scores"]
 
@@ -21,6 +22,8 @@ def console() -> Console:
     """Standard output; wide enough for the tables where it is no terminal."""
     return Console(width=None if Console().is_terminal else 120)
 
+
+_MOST_SLITS = 20
 
 _COLUMNS = {
     "n": ("pixels", "{:.0f}"),
@@ -53,12 +56,27 @@ def print_results(
             f"{item.result.sizes['slit']} slits, {low:.2f}-{high:.2f} um"
         )
         print_scores(item.table, title)
+        _print_left_out(name, left_out_slits(item.master))
     places = [f"result: {out}"]
     places += [f"figures: {report}"] if report else []
     places += [f"FITS: {fits}"] if fits else []
     console().print("   ".join(places), soft_wrap=True)
     if as_json:
         click.echo(json_line({name: item.table for name, item in results.items()}))
+
+
+def _print_left_out(name: str, slits: pd.DataFrame) -> None:
+    """Whole slits that the fit left out, where there are any."""
+    if slits.empty:
+        return
+    table = Table(title=f"{name}: slits left out as a whole")
+    for heading in ("exposure", "detector", "slitlet", "reason"):
+        table.add_column(heading, overflow="fold")
+    for row in slits.head(_MOST_SLITS).itertuples(index=False):
+        table.add_row(str(row.exposure), str(row.detector), str(row.slitlet), str(row.reason))
+    if len(slits) > _MOST_SLITS:
+        table.caption = f"and {len(slits) - _MOST_SLITS} more"
+    console().print(table)
 
 
 def print_scores(scores: pd.DataFrame, title: str, caption: str = "") -> None:

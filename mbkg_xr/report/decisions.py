@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..left_out import why_left_out
 from ..slit_terms import ranks_in
 
 __all__ = ["decisions"]
@@ -42,7 +43,7 @@ def decisions(scores: xr.Dataset, master: xr.Dataset) -> pd.DataFrame:
     columns["sky"] = [_sky(scores, i) for i in range(rank.size)]
     columns["selected"], columns["used"] = selected, used
     columns["fit"] = [
-        _part(int(n), int(u), _left_out(master, int(r)))
+        _part(int(n), int(u), _left_out(master, int(r)), why_left_out(master, int(r)))
         for n, u, r in zip(selected, used, rank, strict=True)
     ]
     numbers = ("n", "excess", "excess_error", "mad_sigma", "stack", "scale", "scale_error")
@@ -75,9 +76,11 @@ def _left_out(master: xr.Dataset, rank: int) -> list[str]:
     return [f"{at[z]:+d} ({excess[z]:.1f} σ over the others)" for z in found]
 
 
-def _part(selected: int, used: int, left_out: list[str]) -> str:
+def _part(selected: int, used: int, left_out: list[str], whole: str) -> str:
     if selected == 0:
         return "no part: no pixel selected"
+    if whole:
+        return f"out as a whole: {whole}"
     if left_out:
         return ("in, without shutter " if used else "out: shutter ") + ", ".join(left_out)
     return "in" if used else "no part: all pixels clipped"
