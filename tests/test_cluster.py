@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 from threading import Timer
 
+import dask
 import numpy as np
 import psutil
 import pytest
@@ -112,6 +113,14 @@ def test_a_killed_worker_costs_its_unfinished_chunks(store, expected, client, tm
 def test_persisted_pixels_stay_with_the_workers(store, expected, client):
     ds = mx.open_program(store, chunks={})["prism-clear"].to_dataset().persist()
     _same_sky(mx.fit_master(mx.select_background(ds), model=MODEL), expected)
+
+
+def test_same_master_with_a_model_that_is_chosen(store, client):
+    ds = mx.select_background(mx.open_program(store)["prism-clear"].to_dataset())
+    found = mx.fit_master(ds).polynomial.values
+    with dask.config.set(scheduler="threads"):
+        expected = mx.fit_master(ds).polynomial.values
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.nanmax(expected))
 
 
 class Lots(SchedulerPlugin):

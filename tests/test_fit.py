@@ -192,24 +192,6 @@ def test_pixels_read_again_when_they_are_too_many_to_keep(selected, master):
     np.testing.assert_allclose(again.polynomial.values, sky, atol=1e-9 * np.nanmax(sky))
 
 
-def test_same_master_on_a_cluster_of_processes(program, tmp_path):
-    distributed = pytest.importorskip("distributed")
-    path = tmp_path / "program.zarr"
-    mx.save(program, path)
-    ds = mx.select_background(mx.open_program(path)["prism-clear"].to_dataset())
-    expected = mx.fit_master(ds).polynomial.values
-    cluster = distributed.LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address=None,
-    )
-    with cluster, distributed.Client(cluster):
-        found = mx.fit_master(ds).polynomial.values
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.nanmax(expected))
-
-
 def test_held_out_is_a_fit_without_the_slit(selected):
     """The moments' answer, and a fit that never saw the slit."""
     ds = selected.compute()
