@@ -48,18 +48,26 @@ def main() -> None:
     parser.add_argument("--exposures", type=int, default=50)
     parser.add_argument("--slits", type=int, default=200)
     parser.add_argument("--grating", default="PRISM")
+    parser.add_argument("--chunks", type=int, default=32, help="slits a chunk")
+    parser.add_argument(
+        "--by-quadrant", action="store_true", help="slits of an exposure in the order of quadrants"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.zarr"
         program = mx.simulate_program(
             exposures=options.exposures, slits=options.slits,
             background_slits=options.slits // 5, grating=options.grating, seed=1,
+            chunks=options.chunks,
         )  # fmt: skip
         result = mx.residuals(mx.subtract_nods(program))
         # As in on-orbit metafiles: slitlets of quadrants 1 and 2 first, then those of 3 and 4.
         first = (result.slitlet.values > options.slits // 2) * 2
         halves = np.random.default_rng(1).integers(1, 3, first.size)
         result = result.assign_coords(quadrant=("slit", first + halves, result.quadrant.attrs))
+        if options.by_quadrant:
+            keys = [result[c].values for c in ("slitlet", "quadrant", "detector", "exposure")]
+            result = result.isel(slit=np.lexsort(keys)).chunk({"slit": options.chunks})
         truth = [n for n in result.variables if str(n).startswith("true_") or n == "outlier"]
         mx.save(mx.slit_ranges(result.drop_vars(truth)), path)
         (node,) = mx.open_program(path).children.values()
