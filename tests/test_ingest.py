@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 import mbkg_xr as mx
 from mbkg_xr.cli import main
+from mbkg_xr.io.ingest import _usual_length
 from mbkg_xr.io.journal import read_journal
 from mbkg_xr.io.lock import LOCK_NAME, write_lock
 from mbkg_xr.io.store import open_store
@@ -207,6 +208,15 @@ def test_no_chunk_is_read_twice(tmp_path, compute_nothing):
     own = open_store(tmp_path / "p.zarr")[GROUP].flux.data
     assert own.chunks[0] == (10, 2) * 4
     assert len(own.__dask_graph__()) == 2 * len(stored)
+
+
+def test_usual_length_of_chunks():
+    """Long where planes are small and exposures fill them."""
+    small, large = (24, 448), (64, 2048)
+    assert _usual_length([60, 64, 128], small) == 64
+    assert _usual_length([60, 64, 128], large) == 32
+    assert _usual_length([12, 40], small) == 32  # half of what the first takes were empty
+    assert _usual_length([200] * 9 + [20], small) == 32  # 256 slots in place of 224
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,11 @@ from .survey import Found, Survey, absolute, describe, reason_of, survey
 
 __all__ = ["ingest"]
 
-SLITS_A_CHUNK = 32
+# 64 slits of PRISM are written and read a quarter faster than 32 (benchmarks/storage.py); planes of
+# gratings fill the memory that chunks are worked on in.
+_LENGTHS = (32, 64)
+_SMALL = 2**14  # pixels of a plane
+_EMPTY = 1.1  # slots that longer chunks may take, over those that shorter ones do
 _MARGIN = (8, 32)  # rows and columns that chunks are rounded up to, for larger slits to come
 _LOOK_AT, _LOOK_AT_BYTES = 32, 2**25  # files, and bytes, that one task looks into together
 
@@ -55,7 +59,8 @@ def ingest(
     store
         The Zarr store to make or to add to, a path or a URL. One process at a time may write to it.
     chunks
-        Slits in a chunk of a new store, 32 by default.
+        Slits in a chunk of a new store; by default 64 where their planes are small and exposures
+        have so many, otherwise 32.
     on_error
         ``"collect"`` unusable files in the report and take the others, or ``"raise"`` before
         anything is written.
@@ -225,10 +230,12 @@ class _Call:
         """Slots for all that is new, by exposure and detector, whatever the order of files."""
         holders: dict[tuple[str, str, str], list[Found]] = defaultdict(list)
         sizes: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        counts: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
         for one in new:
             for part in one.parts:
                 holders[part.exposure, part.group, part.detector].append(one)
                 sizes[part.group].append(part.shape)
+                counts[part.group][part.exposure, part.detector] += len(part.slitlets)
                 group = journal.groups.setdefault(part.group, Group((0, 0, 0)))
                 for name, variable in seen.variables[part.group, part.flags].items():
                     group.variables.setdefault(name, variable)
@@ -236,11 +243,8 @@ class _Call:
             group = journal.groups[name]
             if not group.blocks:
                 rows, columns = (max(n) for n in zip(*shapes, strict=True))
-                group.chunk = (
-                    self.chunks or SLITS_A_CHUNK,
-                    _rounded(rows, _MARGIN[0]),
-                    _rounded(columns, _MARGIN[1]),
-                )
+                plane = _rounded(rows, _MARGIN[0]), _rounded(columns, _MARGIN[1])
+                group.chunk = (self.chunks or _usual_length(counts[name].values(), plane), *plane)
             elif self.chunks not in (None, group.chunk[0]):
                 raise ParameterError(
                     "the store has chunks of another length",
@@ -327,6 +331,13 @@ class _Call:
             journal.products[file.name] = Product(file.size, file.digest, names, self.told)
         lock.check()
         write_journal(self.store, journal)
+
+
+def _usual_length(counts: Iterable[int], plane: tuple[int, int]) -> int:
+    """Slits a chunk, for exposures of so many slits on planes of this shape."""
+    short, long = _LENGTHS
+    slots = [sum(_rounded(n, length) for n in counts) for length in _LENGTHS]
+    return long if plane[0] * plane[1] <= _SMALL and slots[1] <= _EMPTY * slots[0] else short
 
 
 def _rounded(n: int, step: int) -> int:
