@@ -115,6 +115,14 @@ class Shutters:
         )
         return np.where(self.told(), over / np.sqrt(variance), 0.0)
 
+    def surplus(self, scale: Array, own: Own) -> Array:
+        """``(s, z)``: what each shutter holds over its slit's scale, as a share of the sky."""
+        total = np.maximum(self.gram[..., 0, 0], 1e-30)
+        share, _ = self.leak_prior(own.leak)
+        expected = np.einsum("szk,sk->sz", self.gram[..., 0, :-1], scale)
+        expected += share * self.gram[..., 0, -1]
+        return (self.linear[..., 0] - expected) / total
+
     def floor(self, others: Array, covariance: Array, own: Own) -> float:
         """Scatter of shutters about what their slit's others say, as a fraction of the sky."""
         w = self.weight * self.keep[:, :, None]

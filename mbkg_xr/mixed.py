@@ -42,6 +42,7 @@ Array = NDArray[np.float64]
 _ROUNDS, _FURTHER = 40, 16  # the first time, and from where a former search ended
 _MOST_FAR = 0.3  # of a slit's information: no outliers, but a slit that is far off
 _PEDESTAL = 0.01  # of the sky, standard deviation expected of pedestals
+_BRIGHT = 5.0  # spreads of the scales, of the brightest second source not told from throughput
 _VETO_ROUNDS = (2, 5, 9, 14, 20)
 
 
@@ -186,6 +187,20 @@ def _posterior(
     return scale, own + pull @ of_mean @ np.swapaxes(pull, -1, -2)
 
 
+def _hidden(shutters: Shutters, means: Hierarchy, scale: Array, own: Own, veto: Veto) -> Array:
+    """``(slit,)``: variance by second sources in slits of one sky shutter, which has no other that
+    would show them: as frequent, and as bright, as in the shutters of other slits.
+    """
+    told = shutters.told() & ~veto.slit[:, None]
+    several = told & (told.sum(axis=1) > 1)[:, None]
+    surplus = np.square(shutters.surplus(scale, own))
+    # Of brighter ones the whole slit is left out.
+    most = min(veto.limit, _BRIGHT) ** 2 * means.tau[:2, 0].sum()
+    found = several & ~shutters.keep & (surplus < most)
+    variance = surplus[found].sum() / max(int(several.sum()), 1)
+    return np.where(told.sum(axis=1) == 1, variance, 0.0)
+
+
 def _found(shutters: Shutters, means: Hierarchy, own: Own, n: int, veto: Veto) -> SlitScales:
     """The first `n` coefficients are a scale's, the last, if there is one more, a pedestal."""
     data, right = (part.sum(axis=1) for part in shutters.parts(own))
@@ -195,6 +210,7 @@ def _found(shutters: Shutters, means: Hierarchy, own: Own, n: int, veto: Veto) -
     shares, inverse, slope = shutters.stray_and_level(scale, own)
     floor = shutters.floor(without, without_covariance, own)
     excess = shutters.excess_over(*_without_each(shutters, means, own, None), own)
+    covariance[:, 0, 0] += _hidden(shutters, means, scale, own, veto)
     # What all slits have in common is the master's.
     weights = np.einsum("skk->sk", data)
     middle = (weights * scale).sum(axis=0) / np.maximum(weights.sum(axis=0), 1e-30)

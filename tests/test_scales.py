@@ -96,6 +96,32 @@ def test_contaminated_shutters_are_left_out_and_no_others():
     assert abs(wrong - wrong[clean].mean())[[s for s, _ in dirty]].max() < 0.02
 
 
+def test_a_single_shutter_may_hold_what_others_were_found_to_hold():
+    """Slits of one sky shutter cannot tell a second source: their errors say so."""
+    slits = _slits(40, 3, 40)
+    excess = 0.03 * np.random.default_rng(5).standard_normal(40)[slits.slitlet.values]
+    excess = np.broadcast_to(excess[:, None, None], (120, N_SHUTTERS, BINS)).copy()
+    _, phase = bin_phase(EDGES, np.ones(16 * BINS, dtype=bool))
+    single = np.flatnonzero(slits.slitlet.values < 5)
+    several = np.flatnonzero(slits.slitlet.values >= 5)
+
+    def errors(dirty: np.ndarray) -> np.ndarray:
+        held = excess.copy()
+        held[dirty, 1] += 0.08
+        sums = _sums(slits, held, 400.0, 4)
+        sums.weight[single[:, None], [1, 3]] = sums.excess[single[:, None], [1, 3]] = 0.0
+        found = solve_scales(sums, slits, phase, np.zeros(BINS), Scales(order=0, smooth=False))
+        assert not found.used[dirty, 1].any()
+        return np.sqrt(found.covariance[:, 0, 0])
+
+    clean, doubtful = errors(several[:0]), errors(several[::5])
+    # One shutter of fifteen is 8 % too bright.
+    expected = 0.08 * np.sqrt(1 / 15)
+    assert np.median(doubtful[single]) == pytest.approx(expected, rel=0.25)
+    assert np.median(clean[single]) < 0.5 * expected
+    assert np.allclose(doubtful[several], clean[several], rtol=0.5)
+
+
 def test_pedestals_of_exposures():
     slits = _slits(40, 3, 40)
     pedestal = np.array([0.03, -0.01, -0.02])
