@@ -3,10 +3,13 @@
     python benchmarks/chain.py [--exposures 9] [--slits 60] [--repeat 5] [--threads 2]
 
 Prints one JSON line. Mpixel/s (of padded pixels) of select, one pass, the fit, subtract with
-residuals, and the whole chain: medians of several runs in turns, with their processor time. Beside
-them a weighted scipy B-spline on the same selected pixels, and the official step's 0.022 Mpixel/s.
+residuals, the whole chain, and the plain one that does what the official step does and no more
+(`benchmarks/plain.py`): medians of several runs in turns, with their processor time. Beside them a
+weighted scipy B-spline on the same selected pixels, and the official step's 0.022 Mpixel/s.
 `stages` says where the processor time of a chain goes: seconds and calls; `floor` what the kernels
-alone would take for as many visits of each pixel, on one processor, without any Python between.
+alone would take for as many visits of each pixel, on one processor, without any Python between;
+`bound` what the machine's memory allows, at the bandwidth of threads that only copy, if all that a
+chain has to read and write were all that it did.
 """
 
 import argparse
@@ -16,13 +19,15 @@ from collections import defaultdict
 
 import dask
 import numpy as np
+from plain import bytes_moved, copy_bandwidth, plain_master, plain_select
 from scipy.interpolate import make_lsq_spline
 
 import mbkg_xr as mx
-from mbkg_xr import differences, passes
+from mbkg_xr import differences, pass_loop, passes
 from mbkg_xr.blas import serial_blas
 from mbkg_xr.blocks import reduce_blocks
 from mbkg_xr.columns import held
+from mbkg_xr.differences import shutter_sight
 from mbkg_xr.models import BSpline
 from mbkg_xr.moments import PassState, accumulate
 from mbkg_xr.spans import span_grid
@@ -33,7 +38,7 @@ RESULT = ["flux", "error", "background", "background_error", "residual"]
 STAGES = {
     "pack": (passes, "held"),
     "start": (passes, "start"),
-    "pass": (passes, "accumulate"),
+    "pass": (pass_loop, "accumulate"),
     "look": (differences, "look"),
     "slits": (differences, "solve_scales"),
     "profile": (differences, "solve_profile"),
@@ -102,6 +107,7 @@ def main():
     ds = made.drop_vars(TRUTH).persist()
     selected = mx.select_background(ds).persist()
     master = mx.fit_master(selected)
+    flagged = plain_select(ds).persist()
     grid = span_grid(ds)
     n = grid.size
     state = PassState(
@@ -129,6 +135,10 @@ def main():
     def subtract():
         sweep(mx.residuals(mx.subtract(selected, master)), RESULT)
 
+    def plain():
+        chosen = plain_select(ds)
+        sweep(mx.residuals(mx.subtract(chosen, plain_master(chosen))), RESULT)
+
     times = in_turns(
         options.repeat,
         select=lambda: sweep(mx.select_background(ds), ["selected"]),
@@ -136,12 +146,22 @@ def main():
         fit=lambda: mx.fit_master(selected),
         subtract=subtract,
         chain=chain,
+        plain=plain,
+        plain_fit=lambda: plain_master(flagged),
         scipy=serial_blas(lambda: make_lsq_spline(wave, flux, knots, 3, w=1 / error)),
     )
     where = stages(chain)
     visits = {"select": 1, "fit_pass": where["pass"][1], "subtract": 1}
     floor = sum(times[name][1] * count for name, count in visits.items()) + where["look"][0]
     pixels = ds.flux.size / 1e6
+    sight = shutter_sight(selected, profile=True)
+    seen = sight.mask(slice(None), selected.quality.values, selected.yrel.values).mean()
+    calls = where["pass"][1], where["look"][1]
+    bandwidth = copy_bandwidth(options.threads)
+    moved = {
+        "chain": bytes_moved(use.mean(), seen, *calls),
+        "plain": bytes_moved(flagged.selected.values.mean(), 0.0, 1, 0),
+    }
     row = {f"{name}_mpixel_s": round(pixels / t[0], 2) for name, t in times.items()}
     row |= {f"{name}_mpixel_s_of_cpu": round(pixels / t[1], 2) for name, t in times.items()}
     row |= {
@@ -152,9 +172,14 @@ def main():
         "pass_over_scipy": round(times["scipy"][0] / times["fit_pass"][0], 2),
         "chain_over_scipy": round(times["scipy"][0] / times["chain"][0], 2),
         "chain_over_official": round(pixels / times["chain"][0] / OFFICIAL),
+        "plain_over_scipy": round(times["scipy"][0] / times["plain"][0], 2),
+        "plain_over_official": round(pixels / times["plain"][0] / OFFICIAL),
         "stages": where,
         "floor_mpixel_s_of_cpu": round(pixels / floor, 2),
+        "copy_gb_s": round(bandwidth, 2),
     }
+    row |= {f"{name}_bytes_a_pixel": round(size, 1) for name, size in moved.items()}
+    row |= {f"{name}_bound_mpixel_s": round(1e3 * bandwidth / b) for name, b in moved.items()}
     print(json.dumps(row))
 
 

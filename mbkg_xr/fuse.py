@@ -7,25 +7,35 @@ needs and runs it at once, so that pixels are read, worked on and dropped in one
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any
 
-import dask
+from dask._task_spec import convert_legacy_graph
 from dask.core import get_dependencies
 
 __all__ = ["fused"]
 
 
 class _Bundle:
-    """Calls a graph whose loose ends are the arguments; dask does not look inside."""
+    """Calls a graph in its order, its loose ends the arguments; dask does not look inside."""
 
     def __init__(self, graph: dict, root: Any, loose: tuple[Hashable, ...]):
         self.graph, self.root, self.loose = graph, root, loose
 
     def __call__(self, *values: Any) -> Any:
-        # Values as calls: as they are, dask would look for keys in them.
-        given = {key: (values.__getitem__, i) for i, key in enumerate(self.loose)}
-        return dask.get({**self.graph, **given}, self.root)
+        # What `dask.get` would do, but for the finding of an order, which takes longer than all
+        # else: the order is known, and a result is let go of after its last use.
+        nodes = convert_legacy_graph(self.graph, all_keys={*self.graph, *self.loose})
+        uses = Counter(key for node in nodes.values() for key in node.dependencies)
+        known = dict(zip(self.loose, values, strict=True))
+        for key, node in nodes.items():
+            known[key] = node(known)
+            for needed in node.dependencies:
+                uses[needed] -= 1
+                if not uses[needed]:
+                    del known[needed]
+        return known[self.root]
 
     def __dask_tokenize__(self) -> str:
         return str(self.root)
@@ -56,6 +66,7 @@ def fused(graph: Mapping, keys: Iterable[Hashable]) -> dict:
     """
     wanted = dict.fromkeys(keys)
     needs = _needed(graph, wanted)
+    rank = {key: i for i, key in enumerate(needs)}
     owner: dict[Hashable, Hashable] = {}
     for key in reversed(needs):  # whoever needs a key comes before it
         if key in wanted or _is_elsewhere(graph[key]):
@@ -72,7 +83,8 @@ def fused(graph: Mapping, keys: Iterable[Hashable]) -> dict:
             out[root] = graph[root]
             continue
         loose = tuple(dict.fromkeys(k for key in part for k in needs[key] if k not in part))
-        out[root] = (_Bundle(part, root, loose), *loose)
+        ordered = {key: part[key] for key in sorted(part, key=rank.__getitem__)}
+        out[root] = (_Bundle(ordered, root, loose), *loose)
     return out
 
 
