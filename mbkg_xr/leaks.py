@@ -20,6 +20,7 @@ __all__ = ["EXPECTED_LEAK", "EXPECTED_LEVEL", "Own", "Shutters"]
 Array = NDArray[np.float64]
 
 EXPECTED_LEVEL = 0.006  # shutters of one slit are expected to differ by this much
+_LOT = 4096  # slits at a time, where each takes thousands of numbers
 EXPECTED_LEAK = (0.006, 0.010)  # share of a source's light in the shutter beside it: mean, scatter
 _FAR = 0.1  # that two shutters away, as a share of the one beside
 
@@ -125,17 +126,24 @@ class Shutters:
 
     def floor(self, others: Array, covariance: Array, own: Own) -> float:
         """Scatter of shutters about what their slit's others say, as a fraction of the sky."""
-        w = self.weight * self.keep[:, :, None]
-        c = self.excess * self.keep[:, :, None]
-        seen = (w > 0) & (self.keep.sum(axis=1) > 1)[:, None, None]
-        if not seen.any():
-            return 0.0
+        lots = [slice(i, i + _LOT) for i in range(0, len(self.keep), _LOT)]
+        parts = [self._rest(lot, others[lot], covariance[lot], own) for lot in lots]
+        over, weight = np.sum(parts, axis=0)
+        return float(np.sqrt(max(over / weight, 0.0))) if weight > 0 else 0.0
+
+    def _rest(
+        self, slits: slice, others: Array, covariance: Array, own: Own
+    ) -> tuple[float, float]:
+        """Of some slits: the sum of squares over what their errors explain, and of its weights."""
+        keep = self.keep[slits]
+        w = self.weight[slits] * keep[:, :, None]
+        c = self.excess[slits] * keep[:, :, None]
+        seen = (w > 0) & (keep.sum(axis=1) > 1)[:, None, None]
+        beside, light = self.beside[slits], self.light[slits]
         with np.errstate(divide="ignore", invalid="ignore"):
             rest = c / w - others @ self.basis.T
-            rest -= (
-                np.where(self.beside > 0, self.leak_prior(own.leak)[0], 0.0)[:, :, None]
-                * self.light[:, None, :]
-            )
+            share = _leak_prior(beside, own.leak)[0]
+            rest -= np.where(beside > 0, share, 0.0)[:, :, None] * light[:, None, :]
             variance = (
                 1 / w
                 + own.level
@@ -145,7 +153,7 @@ class Shutters:
         # Where the noise is large it hides the floor: weigh accordingly, and bound what is wild.
         weight = 1 / np.square(variance + 1e-4)
         square = np.minimum(np.square(rest), 9 * (variance + 1e-4))
-        return float(np.sqrt(max((weight * (square - variance)).sum() / weight.sum(), 0.0)))
+        return float((weight * (square - variance)).sum()), float(weight.sum())
 
     # ----------------------------------------------------------------------------------------
 
@@ -159,9 +167,7 @@ class Shutters:
 
     def leak_prior(self, leak: tuple[float, float]) -> tuple[Array, Array]:
         """Mean and precision of the share of a source's light in each shutter."""
-        share = np.where(self.beside == 0, 0.0, np.where(self.beside == 1, 1.0, _FAR))
-        with np.errstate(divide="ignore"):
-            return share * leak[0], np.where(share > 0, 1 / np.square(share * leak[1]), 1e12)
+        return _leak_prior(self.beside, leak)
 
     def _own(self, own: Own) -> tuple[Array, Array, Array]:
         """Of what is the shutter's own, a leak and a level: its product with the basis, the
@@ -211,3 +217,9 @@ class Shutters:
         centre = max(float(np.median(found)), 0.0)
         scatter = 1.4826 * float(np.median(np.abs(found - centre)))
         return centre, float(np.clip(scatter, 1e-3, 0.02))
+
+
+def _leak_prior(beside: NDArray[np.int64], leak: tuple[float, float]) -> tuple[Array, Array]:
+    share = np.where(beside == 0, 0.0, np.where(beside == 1, 1.0, _FAR))
+    with np.errstate(divide="ignore"):
+        return share * leak[0], np.where(share > 0, 1 / np.square(share * leak[1]), 1e12)

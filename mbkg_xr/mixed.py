@@ -44,6 +44,7 @@ _MOST_FAR = 0.3  # of a slit's information: no outliers, but a slit that is far 
 _PEDESTAL = 0.01  # of the sky, standard deviation expected of pedestals
 _BRIGHT = 5.0  # spreads of the scales, of the brightest second source not told from throughput
 _VETO_ROUNDS = (2, 5, 9, 14, 20)
+_LOT = 4096  # slits at a time
 
 
 def solve_scales(
@@ -177,6 +178,18 @@ def _without_each(
 
 
 def _posterior(
+    data: Array, right: Array, mean: Array, of_mean: Array | None, tau: Array
+) -> tuple[NDArray, NDArray]:
+    """Coefficients and their covariance, some slits at a time: what is between is larger."""
+    scale, covariance = np.empty(right.shape), np.empty(data.shape)
+    for first in range(0, len(data), _LOT):
+        lot = slice(first, first + _LOT)
+        about = None if of_mean is None else of_mean[lot]
+        scale[lot], covariance[lot] = _of_slits(data[lot], right[lot], mean[lot], about, tau)
+    return scale, covariance
+
+
+def _of_slits(
     data: Array, right: Array, mean: Array, of_mean: Array | None, tau: Array
 ) -> tuple[NDArray, NDArray]:
     own = inverses(data + np.eye(tau.size) / tau)
