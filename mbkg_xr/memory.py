@@ -24,8 +24,12 @@ _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 BASE = 600 * 10**6
 #: Blocks of a pixel variable that one task holds at most: what it read, made and encodes.
 _ARRAYS = 32
-#: Bytes a slit: sums by shutter and bin, scales, their covariances, and the mask of its pixels.
-_A_SLIT = 12_000
+#: Bytes a slit: sums by shutter and bin, scales and their covariances while they are solved for.
+_A_SLIT = 17_000
+#: Share of all pixels that is packed; of them 24 bytes are kept.
+_PACKED = 0.4
+#: Slits that the first passes see, whose pixels are in memory whatever else is.
+_FIRST_SLITS = 1_500
 #: Chunks that wait for others, beside those being worked on: partial sums and other nods.
 _WAITING = 8
 
@@ -132,13 +136,14 @@ def _of_one(ds: xr.Dataset, threads: int, memory: int | None) -> Prediction:
     length = max(lazy[0]) if lazy else min(64, n)
     chunk = 4 * length * ny * nx
     working = threads * _ARRAYS * chunk + _WAITING * 3 * chunk
-    least = Prediction(BASE, working, n * _A_SLIT, 0, threads, chunk)
+    each = int(24 * _PACKED * ny * nx) + 1
+    few = _FIRST_SLITS * each if n > 2 * _FIRST_SLITS else 0
+    slits = n * _A_SLIT + few
+    least = Prediction(BASE, working, slits, 0, threads, chunk)
     room = 2**30 if memory is None else min(2**30, max(memory - least.total, 0))
-    # All columns of 29 bytes a pixel and the packed ones; or these alone, of a third of the pixels.
-    columns, packed = (int(size * n * ny * nx) + 1 for size in (1.25 * 29, 25 / 3))
-    kept = columns if columns <= room else min(room, packed)
-    kept = kept if lazy else ds.nbytes + packed
-    return Prediction(BASE, working, n * _A_SLIT, kept, threads, chunk)
+    # Of packed pixels; what does not fit goes to scratch files.
+    kept = min(room, n * each) if lazy else ds.nbytes + n * each
+    return Prediction(BASE, working, slits, kept, threads, chunk)
 
 
 def check_memory(datasets: Mapping[str, xr.Dataset], memory: int | None) -> Prediction:
