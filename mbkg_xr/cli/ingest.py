@@ -20,7 +20,9 @@ __all__ = ["ingest_command"]
 @click.argument("inputs", nargs=-1, required=True, type=click.Path())
 @click.option("--out", required=True, type=click.Path(), help="The Zarr store to make or add to.")
 @click.option(
-    "--chunks", type=click.IntRange(min=1), help="Slits in a chunk of a new store.  [default: 32, or 64]"
+    "--chunks",
+    type=click.IntRange(min=1),
+    help="Slits in a chunk of a new store.  [default: 32, or 64]",
 )
 @click.option("--strict", is_flag=True, help="Take nothing where any file cannot be used.")
 @nips_layout_option
