@@ -59,6 +59,7 @@ def fused(graph: Mapping, keys: Iterable[Hashable]) -> dict:
 
     Examples
     --------
+    >>> import dask
     >>> graph = {"a": (int, "1"), "b": (abs, "a"), "c": (sum, ["a", "b"])}
     >>> small = fused(graph, ["c"])
     >>> len(small), dask.get(small, "c")

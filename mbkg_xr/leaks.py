@@ -7,6 +7,8 @@ functions of wavelength, so that its bins are added up once, to a Gram matrix an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +22,8 @@ __all__ = ["EXPECTED_LEAK", "EXPECTED_LEVEL", "Own", "Shutters"]
 Array = NDArray[np.float64]
 
 EXPECTED_LEVEL = 0.006  # shutters of one slit are expected to differ by this much
-_LOT = 4096  # slits at a time, where each takes thousands of numbers
+_LOT = 4096
+_OF_SLITS = ("weight", "excess", "sky", "beside", "light", "keep", "gram", "linear")
 EXPECTED_LEAK = (0.006, 0.010)  # share of a source's light in the shutter beside it: mean, scatter
 _FAR = 0.1  # that two shutters away, as a share of the one beside
 
@@ -71,6 +74,14 @@ class Shutters:
         self.gram = np.zeros((*self.keep.shape, n, n))
         self.linear = np.zeros((*self.keep.shape, n))
         add_up_bins(self.weight, self.excess, self.basis, self.light, self.gram, self.linear)
+
+    def lots(self) -> Iterator[tuple[slice, Shutters]]:
+        """Some slits at a time: what is between takes more room than what is found."""
+        for first in range(0, len(self.keep), _LOT):
+            lot, part = slice(first, first + _LOT), copy(self)
+            for name in _OF_SLITS:
+                setattr(part, name, getattr(self, name)[lot])
+            yield lot, part
 
     def parts(self, own: Own) -> tuple[Array, Array]:
         """Each shutter's information matrix and right-hand side; what is its own integrated out."""
@@ -124,22 +135,14 @@ class Shutters:
         expected += share * self.gram[..., 0, -1]
         return (self.linear[..., 0] - expected) / total
 
-    def floor(self, others: Array, covariance: Array, own: Own) -> float:
-        """Scatter of shutters about what their slit's others say, as a fraction of the sky."""
-        lots = [slice(i, i + _LOT) for i in range(0, len(self.keep), _LOT)]
-        parts = [self._rest(lot, others[lot], covariance[lot], own) for lot in lots]
-        over, weight = np.sum(parts, axis=0)
-        return float(np.sqrt(max(over / weight, 0.0))) if weight > 0 else 0.0
-
-    def _rest(
-        self, slits: slice, others: Array, covariance: Array, own: Own
-    ) -> tuple[float, float]:
-        """Of some slits: the sum of squares over what their errors explain, and of its weights."""
-        keep = self.keep[slits]
-        w = self.weight[slits] * keep[:, :, None]
-        c = self.excess[slits] * keep[:, :, None]
-        seen = (w > 0) & (keep.sum(axis=1) > 1)[:, None, None]
-        beside, light = self.beside[slits], self.light[slits]
+    def rest(self, others: Array, covariance: Array, own: Own) -> Array:
+        """Scatter of shutters about what their slit's others say, as a fraction of the sky: the sum
+        of squares over what their errors explain, and of its weights.
+        """
+        w = self.weight * self.keep[:, :, None]
+        c = self.excess * self.keep[:, :, None]
+        seen = (w > 0) & (self.keep.sum(axis=1) > 1)[:, None, None]
+        beside, light = self.beside, self.light
         with np.errstate(divide="ignore", invalid="ignore"):
             rest = c / w - others @ self.basis.T
             share = _leak_prior(beside, own.leak)[0]
@@ -153,7 +156,7 @@ class Shutters:
         # Where the noise is large it hides the floor: weigh accordingly, and bound what is wild.
         weight = 1 / np.square(variance + 1e-4)
         square = np.minimum(np.square(rest), 9 * (variance + 1e-4))
-        return float((weight * (square - variance)).sum()), float(weight.sum())
+        return np.array([(weight * (square - variance)).sum(), weight.sum()])
 
     # ----------------------------------------------------------------------------------------
 

@@ -19,8 +19,6 @@ at shutter centres.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import xarray as xr
 from numpy.polynomial import legendre
@@ -44,7 +42,6 @@ _MOST_FAR = 0.3  # of a slit's information: no outliers, but a slit that is far 
 _PEDESTAL = 0.01  # of the sky, standard deviation expected of pedestals
 _BRIGHT = 5.0  # spreads of the scales, of the brightest second source not told from throughput
 _VETO_ROUNDS = (2, 5, 9, 14, 20)
-_LOT = 4096  # slits at a time
 
 
 def solve_scales(
@@ -75,18 +72,20 @@ def solve_scales(
     shutters = _shutters(sums, slits, phase, shape, options)
     n = options.order + 1
     place = quadratic(slits) if options.smooth else np.zeros((slits.sizes["slit"], 0))
+    prior = np.array([options.prior, *[options.colour] * options.order]) ** 2
     means = Hierarchy.of(
         # Slitlet numbers begin anew in each MSA configuration; the shutters tell them apart.
         ranks(slits, ("program", "visit", "slitlet", "quadrant", "shutter_row", "shutter_column")),
         ranks(slits, ("exposure", "detector")),
         place,
-        np.array([options.prior, *[options.colour] * options.order]) ** 2,
+        prior,
         np.full(shutters.basis.shape[1] - n, _PEDESTAL**2),
     )
     own, rounds = Own(EXPECTED_LEAK, EXPECTED_LEVEL**2), _ROUNDS
     if before is not None and before.reached[0].common.shape == means.common.shape:
         (means, own), rounds = before.reached, _FURTHER
-    veto = _veto_slits(sums, shutters, means, own, options)
+    limit = np.inf if options.slit_veto is None else options.slit_veto
+    veto = find_vetoes(sums, shutters, own, means.slitlet, means.exposure, prior, limit)
     sky = shutters.told() & ~veto.slit[:, None]
     shutters.keep = sky.copy()
     for number in range(rounds):
@@ -94,23 +93,11 @@ def solve_scales(
             if number == _VETO_ROUNDS[0]:
                 shutters.keep = sky.copy()
             _veto(shutters, means, own, options.veto)
-        data, right = (part.sum(axis=1) for part in shutters.parts(own))
+        data, right = _together(shutters, own)
         means = means.step(data, right)
         scale, _ = _posterior(data, right, means.mean(), None, means.tau[1])
         own = shutters.found(scale, own)
     return _found(shutters, means, own, n, veto)
-
-
-def _veto_slits(
-    sums: ShutterSums, shutters: Shutters, means: Hierarchy, own: Own, options: Scales
-) -> Veto:
-    every = replace(
-        shutters, weight=sums.weight + sums.far[:, 0], excess=sums.excess + sums.far[:, 1]
-    )
-    every.keep = every.told()
-    prior = np.array([options.prior, *[options.colour] * options.order]) ** 2
-    limit = np.inf if options.slit_veto is None else options.slit_veto
-    return find_vetoes(every, own, means.slitlet, means.exposure, prior, limit)
 
 
 def _shutters(
@@ -146,16 +133,19 @@ def _within(sums: ShutterSums) -> tuple[Array, Array]:
     the one that is wrong, with what was kept from them.
     """
     far = sums.far[:, 0].sum(axis=(1, 2))
-    most = far > _MOST_FAR * (far + sums.weight.sum(axis=(1, 2)))
-    extra = np.where(most[:, None, None, None], sums.far, 0.0)
-    return sums.weight + extra[:, 0], sums.excess + extra[:, 1]
+    most = np.flatnonzero(far > _MOST_FAR * (far + sums.weight.sum(axis=(1, 2))))
+    if not most.size:
+        return sums.weight, sums.excess
+    weight, excess = sums.weight.copy(), sums.excess.copy()
+    weight[most] += sums.far[most, 0]
+    excess[most] += sums.far[most, 1]
+    return weight, excess
 
 
 def _veto(shutters: Shutters, means: Hierarchy, own: Own, limit: float) -> None:
     """Leave out shutters that exceed what the others of their slit allow, the worst first."""
     for _ in range(N_SHUTTERS):
-        without, covariance = _without_each(shutters, means, own, None)
-        excess = np.where(shutters.keep, shutters.excess_over(without, covariance, own), -np.inf)
+        excess = np.where(shutters.keep, _excess(shutters, means, own), -np.inf)
         worst = np.argmax(excess, axis=1)
         rows = np.flatnonzero(excess[np.arange(worst.size), worst] > limit)
         if not rows.size:
@@ -163,33 +153,38 @@ def _veto(shutters: Shutters, means: Hierarchy, own: Own, limit: float) -> None:
         shutters.keep[rows, worst[rows]] = False
 
 
+def _excess(shutters: Shutters, means: Hierarchy, own: Own) -> Array:
+    """``(s, z)``: level of each shutter over what its slit's others say, in its errors."""
+    mean, tau = means.mean(), means.tau[1]
+    out = [
+        part.excess_over(*_without_each(part, own, mean[lot], None, tau), own)
+        for lot, part in shutters.lots()
+    ]
+    return np.concatenate(out)
+
+
+def _together(shutters: Shutters, own: Own) -> tuple[Array, Array]:
+    """``(s, k, k)`` and ``(s, k)``: what all shutters of a slit say of it."""
+    parts = [[part.sum(axis=1) for part in some.parts(own)] for _, some in shutters.lots()]
+    data, right = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return data, right
+
+
 def _without_each(
-    shutters: Shutters, means: Hierarchy, own: Own, of_mean: Array | None
+    shutters: Shutters, own: Own, mean: Array, of_mean: Array | None, tau: Array
 ) -> tuple[Array, Array]:
     """``(s, z, k)``: the scale of each slit from all of its shutters but one; its covariance."""
     data, right = shutters.parts(own)
     return _posterior(
         data.sum(axis=1)[:, None] - data,
         right.sum(axis=1)[:, None] - right,
-        means.mean()[:, None],
+        mean[:, None],
         None if of_mean is None else of_mean[:, None],
-        means.tau[1],
+        tau,
     )
 
 
 def _posterior(
-    data: Array, right: Array, mean: Array, of_mean: Array | None, tau: Array
-) -> tuple[NDArray, NDArray]:
-    """Coefficients and their covariance, some slits at a time: what is between is larger."""
-    scale, covariance = np.empty(right.shape), np.empty(data.shape)
-    for first in range(0, len(data), _LOT):
-        lot = slice(first, first + _LOT)
-        about = None if of_mean is None else of_mean[lot]
-        scale[lot], covariance[lot] = _of_slits(data[lot], right[lot], mean[lot], about, tau)
-    return scale, covariance
-
-
-def _of_slits(
     data: Array, right: Array, mean: Array, of_mean: Array | None, tau: Array
 ) -> tuple[NDArray, NDArray]:
     own = inverses(data + np.eye(tau.size) / tau)
@@ -216,13 +211,16 @@ def _hidden(shutters: Shutters, means: Hierarchy, scale: Array, own: Own, veto: 
 
 def _found(shutters: Shutters, means: Hierarchy, own: Own, n: int, veto: Veto) -> SlitScales:
     """The first `n` coefficients are a scale's, the last, if there is one more, a pedestal."""
-    data, right = (part.sum(axis=1) for part in shutters.parts(own))
-    of_mean = means.covariance()
-    scale, covariance = _posterior(data, right, means.mean(), of_mean, means.tau[1])
-    without, without_covariance = _without_each(shutters, means, own, of_mean)
-    shares, inverse, slope = shutters.stray_and_level(scale, own)
-    floor = shutters.floor(without, without_covariance, own)
-    excess = shutters.excess_over(*_without_each(shutters, means, own, None), own)
+    data, right = _together(shutters, own)
+    mean, of_mean, tau = means.mean(), means.covariance(), means.tau[1]
+    scale, covariance = _posterior(data, right, mean, of_mean, tau)
+    found, rest = [], np.zeros(2)
+    for lot, part in shutters.lots():
+        without, error = _without_each(part, own, mean[lot], of_mean[lot], tau)
+        shares, inverse, slope = part.stray_and_level(scale[lot], own)
+        rest += part.rest(without, error, own)
+        found.append((without, error[..., :n, :n], shares, inverse[..., 1, 1], slope[..., :n]))
+    without, error, shares, of_level, slope = map(np.concatenate, zip(*found, strict=True))
     covariance[:, 0, 0] += _hidden(shutters, means, scale, own, veto)
     # What all slits have in common is the master's.
     weights = np.einsum("skk->sk", data)
@@ -233,15 +231,15 @@ def _found(shutters: Shutters, means: Hierarchy, own: Own, n: int, veto: Veto) -
         # What such a slit holds may be its throughput after all.
         covariance=covariance[:, :n, :n] + veto.doubt(n),
         without=without[..., :n],
-        without_covariance=without_covariance[..., :n, :n],
+        without_covariance=error,
         level=np.where(shutters.keep, shares[..., 1], 0.0),
-        level_variance=np.where(shutters.keep, inverse[..., 1, 1], own.level),
-        level_slope=np.where(shutters.keep[..., None], slope[..., :n], 0.0),
+        level_variance=np.where(shutters.keep, of_level, own.level),
+        level_slope=np.where(shutters.keep[..., None], slope, 0.0),
         used=shutters.keep,
-        excess=excess,
+        excess=_excess(shutters, means, own),
         pedestal=scale[:, n:].sum(axis=1),
         spread=np.sqrt(means.tau[:, :n]),
-        floor=floor,
+        floor=float(np.sqrt(max(rest[0] / rest[1], 0.0))) if rest[1] > 0 else 0.0,
         own_spread=float(np.sqrt(own.level)),
         leak=own.leak,
         light=shutters.light,

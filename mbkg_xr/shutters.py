@@ -84,7 +84,7 @@ class ShutterSums:
 
     weight: Array
     excess: Array
-    far: Array
+    far: NDArray[np.float32]
     profile: ProfileSums
 
     def __add__(self, other: ShutterSums) -> ShutterSums:
@@ -337,6 +337,6 @@ def look(
             along[0], along[1], kind[tells], kinds, known, phase,
             sight.source[slits][tells], own.light[tells],
         )  # fmt: skip
-        return ShutterSums(weight, excess, far, profile)
+        return ShutterSums(weight, excess, far.astype(np.float32), profile)
 
     return pixels.reduce(block, lambda a, b: a + b, (state, terms), seen=True)

@@ -12,6 +12,7 @@ shutters is none of these: that shutter is another matter.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from .leaks import Own, Shutters
 from .populations import sum_by
+from .shutters import ShutterSums
 from .slit_algebra import inverses
 
 __all__ = ["EVIDENCE", "MOST_VETOED", "Veto", "find_vetoes"]
@@ -84,6 +86,7 @@ class Veto:
 
 
 def find_vetoes(
+    sums: ShutterSums,
     shutters: Shutters,
     own: Own,
     slitlet: NDArray[np.int64],
@@ -95,8 +98,10 @@ def find_vetoes(
 
     Parameters
     ----------
+    sums
+        From `mbkg_xr.shutters.look`; the pixels that are far off count, too.
     shutters
-        With the pixels that are far off.
+        The same, made ready.
     own
         What shutters hold of their own.
     slitlet, exposure
@@ -107,18 +112,23 @@ def find_vetoes(
         In standard deviations.
     """
     n = slitlet.size
-    told = shutters.told()
+    weight, excess = sums.weight + sums.far[:, 0], sums.excess + sums.far[:, 1]
+    told = shutters.sky & (weight.sum(axis=2) > 0)
     seen = np.flatnonzero(told.any(axis=1))
     departure, score = np.zeros((2, n, len(EVIDENCE)))
     at = np.zeros(n, dtype=np.int64)
     vetoed = np.zeros(n, dtype=np.bool_)
     if seen.size < _LEAST:
         return Veto(vetoed, departure, score, at, int(seen.size), 0, limit)
-    shutters = _against_middle(shutters, told)
+    _against_middle(weight, excess, told)
     members = np.unique(slitlet[seen]).size
     # Visits to a single slitlet are as good as slitlets.
     count = members if members > 1 else seen.size
-    coefficients, bins = _by_itself(shutters, own, told, seen, prior)
+    every = (
+        replace(some, weight=weight[lot], excess=excess[lot], keep=told[lot])
+        for lot, some in shutters.lots()
+    )
+    coefficients, bins = _by_itself(every, own, prior)
     many = _exposures(exposure[seen])
     value, variance, expected = coefficients
     floor = np.where(np.arange(prior.size) > 0, _FLOOR_OF_COLOUR, _FLOOR)
@@ -144,42 +154,36 @@ def find_vetoes(
     return Veto(vetoed, departure, score, at, int(seen.size), suspect, limit)
 
 
-def _against_middle(shutters: Shutters, told: NDArray[np.bool_]) -> Shutters:
-    """The same sums, against the middle of all slits in each bin instead of the master, which slits
-    that are no sky may have spoilt.
+def _against_middle(weight: Array, excess: Array, told: NDArray[np.bool_]) -> None:
+    """Make of sums against the master, which slits that are no sky may have spoilt, such against
+    the middle of all slits in each bin.
     """
-    use = told[:, :, None] * np.ones(1)
-    weight, excess = (shutters.weight * use).sum(axis=1), (shutters.excess * use).sum(axis=1)
-    middle = np.zeros(weight.shape[1])
+    middle = np.zeros(weight.shape[2])
     for b in range(middle.size):
-        here = weight[:, b] > 0
-        if here.sum() >= _LEAST:
-            middle[b] = _shorth(excess[here, b] / weight[here, b])[0]
+        w, e = ((part[:, :, b] * told).sum(axis=1) for part in (weight, excess))
+        if (w > 0).sum() >= _LEAST:
+            middle[b] = _shorth(e[w > 0] / w[w > 0])[0]
     times = np.maximum(1 + middle, _LEAST_SKY)
     # Of m (1 + c): sum m^2 (1 + c)^2 / v, and sum m (1 + c) (y - m (1 + c)) / v.
-    return replace(
-        shutters,
-        weight=shutters.weight * times**2,
-        excess=(shutters.excess - (times - 1) * shutters.weight) * times,
-        keep=told,
-    )
+    for w, e in zip(weight, excess, strict=True):
+        e -= (times - 1) * w
+        e *= times
+        w *= times**2
 
 
 def _by_itself(
-    shutters: Shutters, own: Own, told: NDArray[np.bool_], seen: NDArray[np.int64], prior: Array
+    lots: Iterable[Shutters], own: Own, prior: Array
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
     """What slits say by themselves, of all their shutters and of all but each one.
 
     ``(slit, choice, order)`` coefficients, their variances, and those expected beforehand, of
     polynomials that are orthogonal over what the slits tell: the first is the mean level. And
-    ``(slit, choice, bin)``, what is left of the bins, and its variance.
+    ``(slit, choice, bin)``, what is left of the bins, and its variance. Of slits that say anything.
     """
     n = prior.size
-    data, right = (part[seen] for part in shutters.parts(own))
-    data, right = data[..., :n, :n], right[..., :n]
-    choice = _choices(told[seen])
-    data = np.einsum("scz,szkl->sckl", choice, data)
-    right = np.einsum("scz,szk->sck", choice, right)
+    parts = [_of_choices(some, own, n) for some in lots]
+    data, right, left, noise = (np.concatenate(column) for column in zip(*parts, strict=True))
+    del parts
     covariance = inverses(data + np.eye(n) / _FREE**2)
     free = (covariance @ right[..., None])[..., 0]
     usual = np.median(data[:, 0], axis=0) + np.eye(n) * 1e-6 * np.median(data[:, 0, 0, 0])
@@ -193,13 +197,24 @@ def _by_itself(
     shift = data[..., 0, 1:] / total[..., None] - usual[0, 1:] / usual[0, 0]
     value[..., 0] = right[..., 0] / total
     variance[..., 0] = 1 / total + np.square(shift) @ prior[1:]
-    basis = shutters.basis[:, :n]
-    weight = np.einsum("scz,szb->scb", choice, shutters.weight[seen])
-    excess = np.einsum("scz,szb->scb", choice, shutters.excess[seen])
-    fitted = _smooth(weight, excess, basis, shutters.light[seen])
+    return (value, variance, expected), (left, noise)
+
+
+def _of_choices(some: Shutters, own: Own, n: int) -> tuple[NDArray, ...]:
+    """Information on `n` coefficients and its right-hand side, what is left of the bins and its
+    variance (single precision is enough for these), for each choice of shutters.
+    """
+    seen = np.flatnonzero(some.keep.any(axis=1))
+    data, right = (part[seen] for part in some.parts(own))
+    choice = _choices(some.keep[seen])
+    data = np.einsum("scz,szkl->sckl", choice, data[..., :n, :n])
+    right = np.einsum("scz,szk->sck", choice, right[..., :n])
+    weight = np.einsum("scz,szb->scb", choice, some.weight[seen])
+    excess = np.einsum("scz,szb->scb", choice, some.excess[seen])
+    fitted = _smooth(weight, excess, some.basis[:, :n], some.light[seen])
     safe = np.maximum(weight, 1e-30)
-    left = np.where(weight > 0, excess / safe - fitted, 0.0)
-    return (value, variance, expected), (left, np.where(weight > 0, 1 / safe, np.inf))
+    left = np.where(weight > 0, excess / safe - fitted, 0.0).astype(np.float32)
+    return data, right, left, np.where(weight > 0, 1 / safe, np.inf).astype(np.float32)
 
 
 def _choices(told: NDArray[np.bool_]) -> Array:
