@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .blas import serial_blas
 from .drift import Clock, has_drift, master_at
-from .errors import DatasetError, ParameterError
+from .errors import DatasetError
 from .master import identity, master_grid
 from .parts import has_parts, master_part, part_index
 from .quality import do_not_use
@@ -18,7 +18,7 @@ from .select import centres_only
 from .slit_terms import SlitTerms, ranks_in, slit_terms
 from .sums import By, Groups, weights_of
 from .weighted import Master
-from .weighted_columns import RESULTS, weighted_columns
+from .weighted_columns import RESULTS, of_all, weighted_columns
 
 __all__ = ["propagate"]
 
@@ -166,7 +166,7 @@ def _results(
     if has_drift(master):
         return _at_times(ds, master, groups, weights, heldout)
     if not has_parts(master):
-        return weighted_columns(ds, groups, weights, _made_ready(ds, master, heldout))
+        return _of_one(ds, groups, weights, _made_ready(ds, master, heldout))
     # Slits of parts without a master have no background, whichever master is asked.
     which = np.maximum(part_index(ds, master), 0)
     pieces, order = [], []
@@ -174,7 +174,7 @@ def _results(
         rows = np.flatnonzero(which == index)
         one, some = ds.isel(slit=rows), None if weights is None else weights.isel(slit=rows)
         ready = _made_ready(one, master_part(master, master["part"].values[index]), heldout)
-        pieces.append(weighted_columns(one, groups.of_slits(rows), some, ready))
+        pieces.append(_of_one(one, groups.of_slits(rows), some, ready))
         order.append(rows)
     if groups.local:
         place = np.argsort(np.concatenate(order), kind="stable")
@@ -194,15 +194,10 @@ def _at_times(
     weights: xr.DataArray | None,
     heldout: bool,
 ) -> Any:
-    """Results by slit under a sky that changes: each slit with the sky of its own time."""
-    if not groups.local:
-        raise ParameterError(
-            "sums over slits of different times share the errors of a sky that changes",
-            where="by",
-            expected="'slit' among what sums are taken apart by",
-            found="sums of several slits",
-            remedy="sum slit by slit, or fit without drift",
-        )
+    """Results under a sky that changes: each slit with the sky of its own time.
+
+    The factors of the sky's covariance at all times are of the same few errors.
+    """
     mjd, which = np.unique(ds["mjd"].values, return_inverse=True)
     clock = Clock.of_master(master)
     pieces, order = [], []
@@ -214,8 +209,15 @@ def _at_times(
         ready = _made_ready(one, master_at(master, near), heldout)
         pieces.append(weighted_columns(one, groups.of_slits(rows), some, ready))
         order.append(rows)
+    if not groups.local:
+        return of_all(pieces, ready)
     both: Any = np.concatenate(pieces)
     return both[np.argsort(np.concatenate(order), kind="stable")]
+
+
+def _of_one(ds: xr.Dataset, groups: Groups, weights: xr.DataArray | None, ready: Master) -> Any:
+    found = weighted_columns(ds, groups, weights, ready)
+    return found if groups.local else of_all([found], ready)
 
 
 def _made_ready(ds: xr.Dataset, master: xr.Dataset, heldout: bool) -> Master:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .sums import Groups
 from .weighted import COLUMNS, PARTS, PIXELS, Master, slit_sums
 
-__all__ = ["RESULTS", "weighted_columns"]
+__all__ = ["RESULTS", "of_all", "weighted_columns"]
 
 Array = NDArray[np.float64]
 
@@ -24,7 +24,9 @@ RESULTS = ("value", "variance", *(f"variance_{part}" for part in PARTS), "n_pixe
 def weighted_columns(
     ds: xr.Dataset, groups: Groups, weights: xr.DataArray | None, master: Master
 ) -> Any:
-    """``(..., len(RESULTS))``: results of the slits of one master, by slit or of all together."""
+    """Of the slits of one master: results by slit, ``(slit, sum, len(RESULTS))``, or the columns of
+    all of them added up, ``(sum, column)``, for `of_all`.
+    """
     n = ds.sizes["slit"]
     names = [name for name in PIXELS if name in ds.variables and name != "weight"]
     arrays = {name: ds[name].data for name in names}
@@ -36,8 +38,7 @@ def weighted_columns(
     vectors = [np.arange(n), groups.code]
     flux = ds["flux"].data
     width = len(RESULTS)
-    shape = master.terms.profile.factor.shape
-    profiles = shape[0] * shape[-1]
+    profiles = _profiles(master)
     if not groups.local:
         width = len(COLUMNS) + profiles + 2 * master.factor.shape[1]
     call: dict[str, Any] = {
@@ -48,7 +49,7 @@ def weighted_columns(
     }
     if not isinstance(flux, da.Array):
         out = _block(*vectors, *map(np.asarray, arrays.values()), master=master, **call)
-        return out if groups.local else _finished(out[0], profiles, local=False)
+        return out if groups.local else out[0]
     chunks = flux.chunks[0]
     lazy = [da.from_array(v, chunks=(chunks,)) for v in vectors]
     for a in arrays.values():
@@ -68,17 +69,30 @@ def weighted_columns(
         master=dask.delayed(master, traverse=False),
         **call,
     )
-    if groups.local:
-        return out
+    return out if groups.local else out.sum(axis=0)
+
+
+def of_all(columns: Sequence[Any], master: Master) -> Any:
+    """``(sum, len(RESULTS))``, from the columns of slits of whose masters this is one: of masters
+    that err together, such as one sky at several times.
+    """
+    added = sum(columns[1:], columns[0])
+    if not isinstance(added, da.Array):
+        return _finished(added, _profiles(master), local=False)
     return da.map_blocks(
         _finished,
-        out.sum(axis=0),
-        profiles=profiles,
+        added,
+        profiles=_profiles(master),
         local=False,
         dtype=np.float64,
-        chunks=((rows,), (len(RESULTS),)),
+        chunks=(added.chunks[0], (len(RESULTS),)),
         meta=np.empty((0, 0)),
     )
+
+
+def _profiles(master: Master) -> int:
+    shape = master.terms.profile.factor.shape
+    return shape[0] * shape[-1]
 
 
 def _block(

@@ -13,10 +13,11 @@ from plain_moments import plain_design, plain_pixels
 
 import mbkg_xr as mx
 from mbkg_xr.drift import Clock
-from mbkg_xr.models import fit_drift, products
+from mbkg_xr.models import ERROR_NODES, fit_drift, products
 from mbkg_xr.models.basis import dense
 from mbkg_xr.models.drifting import DriftSystem, pairs
 from mbkg_xr.moment_fit import group_sums, problem_of
+from mbkg_xr.spans import span_grid
 
 MODEL = mx.BSpline(spacing=6, penalty=1e-2)
 FIXED = mx.Drift(penalties=(1e4,))
@@ -274,5 +275,42 @@ def test_errors_of_one_time_go_together_along_wavelength(slits, changing):
     last = mx.master_at(changing, float(slits.mjd[-1]))
     alone = mx.propagate(mx.subtract(slits.isel(slit=rows), last), last, by=bins)
     np.testing.assert_allclose(found.variance.values[rows], alone.variance.values, rtol=1e-6)
-    with pytest.raises(mx.MbkgError, match="sums over slits of different times"):
-        mx.propagate(sub, changing)
+
+
+def test_errors_of_sums_over_several_times(slits):
+    """What the sky errs by at one time and at another is the same few errors: by hand."""
+    master = mx.fit_master(slits, model=MODEL, drift=FIXED, scales=None, profile=False)
+    sub = mx.subtract(slits, master).compute()
+    rng = np.random.default_rng(3)
+    use = sub.selected & np.isfinite(sub.background) & ((sub.quality & 1) == 0)
+    weights = (use * rng.normal(size=sub.flux.shape)).astype(np.float32)
+    found = mx.propagate(sub, master, weights=weights, by={"wavelength": [1.0, 2.0, 4.0]})
+    grid = span_grid(sub)
+    error = np.zeros((2, master.sizes["rank"]))
+    for s in range(sub.sizes["slit"]):
+        factor = mx.master_at(master, float(sub.mjd[s])).covariance_factor.values
+        good = use.values[s]
+        h = weights.values[s][good].astype(float)
+        wave = sub.wavelength.values[s][good].astype(float)
+        u = grid.pixel_coordinate(wave)
+        n, t = u.astype(int), u % 1
+        lagrange = np.ones((t.size, 4))
+        for m, at in enumerate(ERROR_NODES):
+            for other in np.delete(ERROR_NODES, m):
+                lagrange[:, m] *= (t - other) / (at - other)
+        rows = np.einsum("p,pm,pmr->pr", h, lagrange, factor[n])
+        for b, (low, high) in enumerate([(1, 2), (2, 4)]):
+            error[b] += rows[(wave >= low) & (wave < high)].sum(axis=0)
+    np.testing.assert_allclose(
+        found.variance_master.values, np.square(error).sum(axis=1), rtol=1e-4
+    )
+    each = mx.propagate(sub, master, weights=weights, by={"slit": None, "wavelength": [1, 2, 4]})
+    for name in ("value", "variance_noise"):
+        np.testing.assert_allclose(found[name], each[name].sum("slit"), rtol=1e-9)
+    # Not as if each slit's sky erred for itself.
+    assert (found.variance_master > 0).all()
+    assert not np.allclose(found.variance_master, each.variance_master.sum("slit"), rtol=0.1)
+    lazy = mx.propagate(
+        sub.chunk({"slit": 3}), master, weights=weights, by={"wavelength": [1, 2, 4]}
+    )
+    np.testing.assert_allclose(lazy.variance.values, found.variance.values, rtol=1e-9)
