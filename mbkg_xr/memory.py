@@ -25,7 +25,7 @@ BASE = 600 * 10**6
 #: Blocks of a pixel variable that one task holds at most: what it read, made and encodes.
 _ARRAYS = 32
 #: Bytes a slit: sums by shutter and bin, scales and their covariances while they are solved for.
-_A_SLIT = 17_000
+_A_SLIT = 21_500
 #: Share of all pixels that is packed; of them 24 bytes are kept.
 _PACKED = 0.4
 #: Slits that the first passes see, whose pixels are in memory whatever else is.
