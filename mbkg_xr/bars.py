@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .profile_sums import N_NODES, PROFILE_FIRST, PROFILE_STEP, opened
-from .quality import do_not_use
+from .profile_sums import N_NODES, PROFILE_FIRST, PROFILE_STEP, opened, profile_nodes
+from .quality import excluded_bits
 from .schema import SLIT_IDENTITY
 from .shutters import CENTRE
 from .spans import SpanGrid
@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 
 _ENOUGH = 32  # slits of a kind that are looked at: all are corrected alike
 _UNUSUAL = 0.5  # in the logarithm
-_NODES = PROFILE_FIRST + PROFILE_STEP * np.arange(N_NODES)
+_NODES = profile_nodes()
 
 
 def pedestal_along(ds: xr.Dataset, grid: SpanGrid, kinds: tuple[int, ...]) -> Array:
@@ -55,7 +55,7 @@ def pedestal_along(ds: xr.Dataset, grid: SpanGrid, kinds: tuple[int, ...]) -> Ar
     order = np.lexsort([ds[name].values for name in reversed(SLIT_IDENTITY)])
     alike = [order[count[order] == kind] for kind in kinds]
     some = [np.sort(few[:: max(-(-few.size // _ENOUGH), 1)]) for few in alike]
-    bits = int(ds["selected"].attrs.get("excluded_flags", 0)) | do_not_use(ds["quality"])
+    bits = excluded_bits(ds)
     names = ["var_rnoise", "quality", "wavelength", "yrel"]
     pixels: Any = dask.compute(*[[ds[name].isel(slit=few).data for name in names] for few in some])
     out = [_along(bits, grid, kind, *of) for of, kind in zip(pixels, kinds, strict=True)]

@@ -13,7 +13,7 @@ from .mixed import solve_scales
 from .moments import PassState
 from .profile import STRENGTHS, solve_profile
 from .profile_sums import ProfileSums
-from .quality import do_not_use
+from .quality import excluded_bits
 from .scales import Scales, SlitScales
 from .shutters import ShutterSight, look, sky_shutters
 from .terms import BIN_SPANS, Terms, bin_phase
@@ -56,7 +56,7 @@ class Differences:
 def shutter_sight(ds: xr.Dataset, *, profile: bool) -> ShutterSight:
     """What looks at a selected slit dataset see."""
     kinds = tuple(sorted({int(n) for n in ds["n_shutters"].values if n > 0})) if profile else ()
-    bits = int(ds["selected"].attrs.get("excluded_flags", 0)) | do_not_use(ds["quality"])
+    bits = excluded_bits(ds)
     sky = sky_shutters(ds) & _tells_profile(ds)[:, None]
     return ShutterSight.of(ds, bits=bits, sky=sky, kinds=kinds)
 

@@ -78,7 +78,7 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Packed:
+class _Lot:
     """All pixels of consecutive slits that a fit has any use for.
 
     Attributes
@@ -104,6 +104,11 @@ class Packed:
     def size(self) -> int:
         """Number of pixels that passes read."""
         return self.selected.size
+
+
+@dataclass(frozen=True)
+class Packed(_Lot):
+    """Such pixels in memory."""
 
     @property
     def nbytes(self) -> int:
@@ -144,38 +149,23 @@ class Packed:
                 for column in part.columns:
                     column.tofile(file)
         first, last = (replace(part, columns=()) for part in (self.selected, self.others))
-        return Stored(str(path), len(self.selected.columns), first, last, self.barred)
+        return Stored(first, last, self.barred, str(path), len(self.selected.columns))
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Packed pixels whose columns lie in a file: those of passes first.
+class Stored(_Lot):
+    """Such pixels whose columns lie in a file: those of passes first.
 
     Attributes
     ----------
     path
         Of the file.
     n_columns
-        In it, of each part.
-    selected, others, barred
-        As of `Packed`, without columns.
+        In it, of each part; `selected` and `others` are without.
     """
 
     path: str
     n_columns: int
-    selected: Pixels
-    others: Pixels
-    barred: NDArray[np.int64]
-
-    @property
-    def slits(self) -> int:
-        """Number of slits."""
-        return self.selected.slits
-
-    @property
-    def size(self) -> int:
-        """Number of pixels that passes read."""
-        return self.selected.size
 
     def pixels(self, *, seen: bool) -> list[Pixels]:
         """Those of a pass, or those that a look sees; reads them."""

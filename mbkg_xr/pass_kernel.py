@@ -72,13 +72,10 @@ def accumulate_pixels(
             if not (low <= x < high):
                 if n >= 0 and n_seen > 0:
                     _add_run(
-                        moments[g, n], noise[n // bin_spans], m0, m1, m2, m3, m4, m5, m6,
-                        r0, r1, r2, r3, q, s0, s1, s2, s3, s4, s5,
+                        moments, count, chosen, noise, pixels, s, g, n, n // bin_spans,
+                        n_seen, n_kept, m0, m1, m2, m3, m4, m5, m6, r0, r1, r2, r3, q,
+                        s0, s1, s2, s3, s4, s5,
                     )  # fmt: skip
-                    count[g, n] += n_kept
-                    chosen[g, n] += n_seen
-                    pixels[s, 0] += n_seen
-                    pixels[s, 1] += n_kept
                     n_seen = n_kept = 0
                     m0 = m1 = m2 = m3 = m4 = m5 = m6 = r0 = r1 = r2 = r3 = q = 0.0
                     s0 = s1 = s2 = s3 = s4 = s5 = 0.0
@@ -190,19 +187,23 @@ def accumulate_pixels(
             m6 += w * t
         if n >= 0 and n_seen > 0:
             _add_run(
-                moments[g, n], noise[n // bin_spans], m0, m1, m2, m3, m4, m5, m6,
-                r0, r1, r2, r3, q, s0, s1, s2, s3, s4, s5,
+                moments, count, chosen, noise, pixels, s, g, n, n // bin_spans,
+                n_seen, n_kept, m0, m1, m2, m3, m4, m5, m6, r0, r1, r2, r3, q,
+                s0, s1, s2, s3, s4, s5,
             )  # fmt: skip
-            count[g, n] += n_kept
-            chosen[g, n] += n_seen
-            pixels[s, 0] += n_seen
-            pixels[s, 1] += n_kept
 
 
 @kernel(inline="always")
 def _add_run(
-    moments, noise, m0, m1, m2, m3, m4, m5, m6, r0, r1, r2, r3, q, s0, s1, s2, s3, s4, s5
-):  # pragma: no cover - compiled
+    all_moments, count, chosen, all_noise, pixels, s, g, n, b, n_seen, n_kept,
+    m0, m1, m2, m3, m4, m5, m6, r0, r1, r2, r3, q, s0, s1, s2, s3, s4, s5,
+):  # pragma: no cover - compiled  # fmt: skip
+    """Put away what consecutive pixels of one span came to."""
+    count[g, n] += n_kept
+    chosen[g, n] += n_seen
+    pixels[s, 0] += n_seen
+    pixels[s, 1] += n_kept
+    moments, noise = all_moments[g, n], all_noise[b]
     moments[0] += m0
     moments[1] += m1
     moments[2] += m2

@@ -27,6 +27,7 @@ from .profile_sums import (
     PROFILE_STEP,
     ProfileSums,
     opened,
+    profile_nodes,
     splines,
 )
 from .shutters import CENTRE
@@ -120,7 +121,7 @@ def _solve(
     h[:, 0] += 1
     values = h @ basis.T
     # One at the centres of the shutters, where scales are found: the two cannot both be free.
-    r = PROFILE_FIRST + PROFILE_STEP * np.arange(weight.size)
+    r = profile_nodes()
     centre = np.abs(r - opened(r, n_shutters)) <= CENTRE + 1e-9
     share = np.where(centre, weight, 0.0)
     share /= share.sum()

@@ -31,6 +31,7 @@ __all__ = [
     "SPILT",
     "ProfileSums",
     "opened",
+    "profile_nodes",
     "splines",
 ]
 
@@ -54,7 +55,7 @@ SPILT, FADES, _FAR = 0.02, 0.35, 0.01
 def splines() -> csr_array:
     """``(node, spline)``: cubic B-splines along the slit at the nodes."""
     knots = PROFILE_FIRST + SPACING * np.arange(-3, (N_NODES - 1) // 2 + 4)
-    nodes = np.minimum(PROFILE_FIRST + PROFILE_STEP * np.arange(N_NODES), knots[-4])
+    nodes = np.minimum(profile_nodes(), knots[-4])
     return csr_array(BSpline.design_matrix(nodes, knots, 3))
 
 
@@ -180,7 +181,7 @@ def _own_columns(known: Array, series: Array, n_shutters: int) -> Array:
     """``(node, bin, column)``, a slit's scale and the levels of its shutters, in units of what is
     expected of them: the prior of each is a normal of 1.
     """
-    z = np.unique(opened(_nodes(), n_shutters), return_inverse=True)[1]
+    z = np.unique(opened(profile_nodes(), n_shutters), return_inverse=True)[1]
     levels = _LEVEL * np.eye(z.max() + 1)[z]
     columns = [
         np.broadcast_to(series * _SCALE, (N_NODES, *series.shape)),
@@ -193,12 +194,13 @@ def _spilt(source: float, light: Array, series: Array) -> Array:
     """The same of a source's near light, with a slope in wavelength, and far light, either side."""
     if np.isnan(source) or not light.any():
         return np.empty((N_NODES, light.size, 0))
-    away = _nodes() - source
+    away = profile_nodes() - source
     sides = np.stack([away < -0.5, away > 0.5], axis=1)
     near = SPILT * np.exp((0.5 - np.abs(away)) / FADES)[:, None] * sides
     shapes = np.concatenate([near, near, _FAR * sides], axis=1)
     return shapes[:, None, :] * light[:, None] * np.repeat(series[:, [0, 1, 0]], 2, axis=1)
 
 
-def _nodes() -> NDArray:
-    return PROFILE_FIRST + PROFILE_STEP * np.arange(N_NODES)
+def profile_nodes() -> Array:
+    """``(node,)``: yrel of the nodes of a profile."""
+    return PROFILE_FIRST + PROFILE_STEP * np.arange(N_NODES, dtype=np.float64)

@@ -18,6 +18,7 @@ __all__ = [
     "JWST_FLAGS",
     "NIPS_FLAGS",
     "do_not_use",
+    "excluded_bits",
     "flag_attrs",
     "flag_mask",
     "flag_table",
@@ -139,3 +140,10 @@ def flag_mask(quality: xr.DataArray, names: Iterable[str], *, missing: str = "ra
 def do_not_use(quality: xr.DataArray) -> int:
     """The bit that makes a pixel unusable: 1 in STScI products, 2**63 in NIPS ones."""
     return flag_mask(quality, ["DO_NOT_USE"])
+
+
+def excluded_bits(ds: xr.Dataset) -> int:
+    """The bits that keep a pixel of a selected dataset out: those it was selected without, and that
+    which makes it unusable.
+    """
+    return int(ds["selected"].attrs.get("excluded_flags", 0)) | do_not_use(ds["quality"])
