@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .kernels import kernel
-from .spans import find_span
+from .spans import find_span, span_within
 from .terms import BIN_SPANS
 
 __all__ = ["apply_pixels", "project_pixels", "ratio_pixels", "subtract_pixels"]
@@ -25,11 +25,12 @@ def project_pixels(
     wavelength, yrel, response, which, spans, masters, terms, background, error
 ):  # pragma: no cover - compiled
     """The master and its error on pixels; NaN where there is none."""
-    table = np.empty((2, terms[0].shape[1], spans[0].size - 1))
+    spans, table, work = _begun(wavelength.shape[2], spans, terms)
     for s in range(wavelength.shape[0]):
         _project_slit(
-            s, wavelength, yrel, response, which, spans, masters, terms, table, background, error
-        )
+            s, wavelength, yrel, response, which, spans, masters, terms, table, work,
+            background, error,
+        )  # fmt: skip
 
 
 @kernel
@@ -41,10 +42,10 @@ def subtract_pixels(
 
     One slit is put away before the next is begun.
     """
-    table = np.empty((2, terms[0].shape[1], spans[0].size - 1))
+    spans, table, work = _begun(wavelength.shape[2], spans, terms)
     for s in range(wavelength.shape[0]):
         _project_slit(
-            s, wavelength, yrel, response, which, spans, masters, terms, table,
+            s, wavelength, yrel, response, which, spans, masters, terms, table, work,
             background, background_error,
         )  # fmt: skip
         for i in range(wavelength.shape[1]):
@@ -63,16 +64,10 @@ def subtract_pixels(
 def apply_pixels(wavelength, yrel, spans, terms, background, error):  # pragma: no cover - compiled
     """Turn the master on pixels, and its error, into the background of the slits, in place."""
     edges, lookup, step = spans
-    (
-        scale, covariance, slope, own, basis, pedestal, shape, profiles, profile_errors, alongs,
-        first, pitch, kind, first_shutter, floor,
-    ) = terms  # fmt: skip
+    scale, covariance, slope, own, basis, pedestal, shape, profiles, place_of, kind, floor = terms
     table = np.empty((2, scale.shape[1], edges.size - 1))
     for s in range(wavelength.shape[0]):
         table[0, :, 0] = np.nan
-        with_profile, per_pitch = kind[s] >= 0, 1 / pitch
-        profile, profile_error = profiles[max(kind[s], 0)], profile_errors[max(kind[s], 0)]
-        along = alongs[max(kind[s], 0)]
         for i in range(wavelength.shape[1]):
             for j in range(wavelength.shape[2]):
                 sky = np.float64(background[s, i, j])
@@ -81,13 +76,12 @@ def apply_pixels(wavelength, yrel, spans, terms, background, error):  # pragma: 
                 n, t = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
                 if n >= 0:
                     r = np.float64(yrel[s, i, j])
-                    z = min(max(int(np.floor(r + 0.5)) - first_shutter, 0), scale.shape[1] - 1)
+                    z = _shutter(r, place_of, scale.shape[1] - 1)
                     if np.isnan(table[0, z, 0]):
                         _fill(s, z, scale, covariance, slope, own, basis, table)
                     background[s, i, j], error[s, i, j] = _of_slit(
                         sky, np.float64(error[s, i, j]), table[0, z, n], table[1, z, n],
-                        with_profile, profile, profile_error, along, (r - first) * per_pitch, n + t,
-                        pedestal[s] * shape[n], floor,
+                        profiles[kind[s]], place_of, r, n + t, pedestal[s] * shape[n], floor,
                     )  # fmt: skip
 
 
@@ -102,147 +96,157 @@ def ratio_pixels(flux, error, out):  # pragma: no cover - compiled
 
 
 @kernel
-def _project_slit(
-    s, wavelength, yrel, response, which, spans, masters, terms, table, background, error
-):  # pragma: no cover - compiled
+def _begun(nx, spans, terms):  # pragma: no cover - compiled
+    """Spans with one over their widths; room for a slit's scales, and for the pixels of a row."""
     edges, lookup, step = spans
-    integrals, insides, all_errors = masters
-    (
-        scale, covariance, slope, own, basis, pedestal, shape, profiles, profile_errors, alongs,
-        first, pitch, kind, first_shutter, floor,
-    ) = terms  # fmt: skip
-    with_profile, per_pitch = kind[s] >= 0, 1 / pitch
-    profile, profile_error = profiles[max(kind[s], 0)], profile_errors[max(kind[s], 0)]
-    along = alongs[max(kind[s], 0)]
+    table = np.empty((2, terms[0].shape[1], edges.size - 1))
+    work = (
+        np.empty(nx + 1), np.empty(nx + 1), np.empty(nx, np.int64), np.empty(nx), np.empty(nx),
+        np.empty(nx),
+    )  # fmt: skip
+    return (edges, 1 / (edges[1:] - edges[:-1]), lookup, step), table, work
+
+
+@kernel
+def _project_slit(
+    s, wavelength, yrel, response, which, spans, masters, terms, table, work, background, error
+):  # pragma: no cover - compiled
+    """One slit, run by run of pixels that have a wavelength, in loops without branches."""
+    integrals, insides, errors = masters
+    own = integrals[which[s]], insides[which[s]], errors[which[s]]
     has_response = response.shape[0] > 0
-    integral = integrals[which[s]]
-    inside, errors = insides[which[s]], all_errors[which[s]]
-    nodes, n_spans = errors.shape[1], edges.size - 1
     nx = wavelength.shape[2]
     table[0, :, 0] = np.nan  # no shutter's row is made yet
     for i in range(wavelength.shape[1]):
-        row = wavelength[s, i]
-        n, last, reached, total = 0, -2, 0.0, 0.0
-        for j in range(nx):
-            background[s, i, j] = error[s, i, j] = np.nan
-            x = np.float64(row[j])
-            if not (x >= edges[0] and x < edges[n_spans]):
+        row, r = wavelength[s, i], yrel[s, i]
+        end = 0
+        while end < nx:
+            first = end
+            while end < nx and np.isnan(row[end]):
+                background[s, i, end] = error[s, i, end] = np.nan
+                end += 1
+            if end > first:
                 continue
-            if j != last + 1:
-                n, _ = find_span(x, edges, lookup, step)
-            while x >= edges[n + 1]:
-                n += 1
-            while x < edges[n]:
-                n -= 1
-            if not inside[n]:
-                continue
-            high = _half_way(row, j, nx)
-            if j == last + 1:
-                low, below = reached, total
-            elif j > 0:
-                low = _half_way(row, j - 1, nx)
-                below = _integral(low, n, edges, integral)
-            else:
-                low = 2 * x - high
-                below = _integral(low, n, edges, integral)
-            above = _integral(high, n, edges, integral)
-            last, reached, total = j, high, above
-            if high == low:
-                continue
-            t = (x - edges[n]) / (edges[n + 1] - edges[n])
-            k = int(t * nodes)
-            part = t * nodes - k
-            here = errors[n, k]
-            if k + 1 < nodes:
-                following = errors[n, k + 1]
-            elif n + 1 < n_spans:
-                following = errors[n + 1, 0]
-            else:
-                following = here
-            if np.isnan(following):
-                following = here
-            r = np.float64(yrel[s, i, j])
-            z = min(max(int(np.floor(r + 0.5)) - first_shutter, 0), scale.shape[1] - 1)
-            if np.isnan(table[0, z, 0]):
-                _fill(s, z, scale, covariance, slope, own, basis, table)
-            sky, e = _of_slit(
-                (above - below) / (high - low), here + part * (following - here),
-                table[0, z, n], table[1, z, n], with_profile, profile, profile_error, along,
-                (r - first) * per_pitch, n + t, pedestal[s] * shape[n], floor,
-            )  # fmt: skip
+            while end < nx and not np.isnan(row[end]):
+                end += 1
+            sky, sigma = background[s, i, first:end], error[s, i, first:end]
+            _mean_of_run(row[first:end], spans, own, work)
+            _run_of_slit(s, r[first:end], terms, table, work, sky, sigma)
             if has_response:
-                sky *= response[s, i, j]
-                e *= response[s, i, j]
-            background[s, i, j], error[s, i, j] = sky, e
+                for k in range(end - first):
+                    sky[k] *= response[s, i, first + k]
+                    sigma[k] *= response[s, i, first + k]
+
+
+@kernel
+def _mean_of_run(row, spans, own, work):  # pragma: no cover - compiled
+    """Span, place in it, mean of the master and its error for consecutive pixels of a row."""
+    edges, per_width, lookup, step = spans
+    integral, inside, errors = own
+    at, below, span, place, sky, sigma = work
+    m, n_spans, nodes = row.size, per_width.size, errors.shape[1]
+    first, last, per_step = edges[0], edges[n_spans], 1 / step
+    # Wavelengths half a pixel past each centre: cubic between four centres, linear between two.
+    at[0], at[m] = np.nan, np.nan
+    if m > 1:
+        for k in range(2, m - 1):
+            near = np.float64(row[k - 1]) + np.float64(row[k])
+            at[k] = (9 * near - np.float64(row[k - 2]) - np.float64(row[k + 1])) * 0.0625
+        x, y = np.float64(row[0]), np.float64(row[1])
+        at[0], at[1] = x - 0.5 * (y - x), 0.5 * (x + y)
+        x, y = np.float64(row[m - 2]), np.float64(row[m - 1])
+        at[m - 1], at[m] = 0.5 * (x + y), y + 0.5 * (y - x)
+    for k in range(m + 1):
+        within = first <= at[k] < last
+        x = at[k] if within else first
+        n = span_within(x, edges, lookup, per_step)
+        t = (x - edges[n]) * per_width[n]
+        part = integral[n, 2] + t * (integral[n, 3] + t * integral[n, 4])
+        part = integral[n, 0] + t * (integral[n, 1] + t * part)
+        below[k] = part if within else np.nan
+    for k in range(m):
+        x = np.float64(row[k])
+        within = first <= x < last
+        x = x if within else first
+        n = span_within(x, edges, lookup, per_step)
+        span[k] = n
+        place[k] = (x - edges[n]) * per_width[n]
+        mean = (below[k + 1] - below[k]) / (at[k + 1] - at[k])
+        sky[k] = mean if within and inside[n] else np.nan
+    flat = errors.reshape(-1)
+    for k in range(m):
+        q = place[k] * nodes
+        part = min(int(q), nodes - 1)
+        n = span[k] * nodes + part
+        here, following = flat[n], flat[min(n + 1, flat.size - 1)]
+        following = here if np.isnan(following) else following
+        sigma[k] = here + (q - part) * (following - here)
+
+
+@kernel
+def _run_of_slit(s, yrel, terms, table, work, background, error):  # pragma: no cover - compiled
+    """What a slit makes of the master on consecutive pixels of a row."""
+    scale, covariance, slope, own, basis, pedestal, shape, profiles, place_of, kind, floor = terms
+    _, _, span, place, sky, sigma = work
+    profile, raised, last_shutter = profiles[kind[s]], pedestal[s], scale.shape[1] - 1
+    low, high = last_shutter, 0
+    for k in range(yrel.size):
+        z = _shutter(np.float64(yrel[k]), place_of, last_shutter)
+        low, high = min(low, z), max(high, z)
+    for z in range(low, high + 1):
+        if np.isnan(table[0, z, 0]):
+            _fill(s, z, scale, covariance, slope, own, basis, table)
+    for k in range(yrel.size):
+        r, n = np.float64(yrel[k]), span[k]
+        z = _shutter(r, place_of, last_shutter)
+        background[k], error[k] = _of_slit(
+            sky[k], sigma[k], table[0, z, n], table[1, z, n], profile, place_of, r, n + place[k],
+            raised * shape[n], floor,
+        )  # fmt: skip
+
+
+@kernel(inline="always")
+def _shutter(yrel, place_of, last):  # pragma: no cover - compiled
+    """Index of the shutter a pixel looks through, of those that have terms of their own."""
+    return min(max(int(yrel + 0.5 - place_of[2]), 0), last)
 
 
 @kernel(inline="always")
 def _of_slit(
-    sky, error, f, variance, with_profile, profile, profile_error, along, p, u, pedestal, floor
+    sky, error, f, variance, profile, place_of, yrel, u, pedestal, floor
 ):  # pragma: no cover - compiled
-    """Background of a pixel and its error, from the master there; p in nodes of the profile."""
-    total = sky * sky * variance
-    g = 1.0
-    if with_profile:
-        i = min(max(int(np.floor(p)), 0), profile.shape[0] - 2)
-        p = min(max(p - i, 0.0), 1.0)
-        q = u / BIN_SPANS - 0.5
-        k = min(max(int(np.floor(q)), 0), max(profile.shape[1] - 2, 0))
-        q = min(max(q - k, 0.0), 1.0)
-        m = min(k + 1, profile.shape[1] - 1)
-        a, b, c, d = (1 - p) * (1 - q), (1 - p) * q, p * (1 - q), p * q
-        g = a * profile[i, k] + b * profile[i, m]
-        g += c * profile[i + 1, k] + d * profile[i + 1, m]
-        v = a * along[i, k] + b * along[i, m]
-        pedestal *= v + c * along[i + 1, k] + d * along[i + 1, m]
-        e = a * profile_error[i, k] + b * profile_error[i, m]
-        e += c * profile_error[i + 1, k] + d * profile_error[i + 1, m]
-        total = total * g * g + (sky * f * e) ** 2
-    total += (f * g) ** 2 * (error * error + (floor * sky) ** 2)
-    return sky * f * g + pedestal, np.sqrt(total)
+    """Background of a pixel and its error, from the master there; u counts spans."""
+    nodes, bins, _ = profile.shape
+    p = min(max((yrel - place_of[0]) * place_of[1], 0.0), nodes - 1.0)
+    q = min(max(u * (1 / BIN_SPANS) - 0.5, 0.0), bins - 1.0)
+    i, k = min(max(int(p), 0), nodes - 2), min(max(int(q), 0), bins - 2)
+    p, q = p - i, q - k
+    a, b, c, d = (1 - p) * (1 - q), (1 - p) * q, p * (1 - q), p * q
+    # What the bars leave of the sky, what a pedestal is there, and the error of the first.
+    g = a * profile[i, k, 0] + b * profile[i, k + 1, 0]
+    g += c * profile[i + 1, k, 0] + d * profile[i + 1, k + 1, 0]
+    v = a * profile[i, k, 1] + b * profile[i, k + 1, 1]
+    v += c * profile[i + 1, k, 1] + d * profile[i + 1, k + 1, 1]
+    e = a * profile[i, k, 2] + b * profile[i, k + 1, 2]
+    e += c * profile[i + 1, k, 2] + d * profile[i + 1, k + 1, 2]
+    total = sky * sky * (variance * g * g + f * f * e * e)
+    total += f * f * g * g * (error * error + floor * floor * sky * sky)
+    return sky * f * g + pedestal * v, np.sqrt(total)
 
 
 @kernel
 def _fill(s, z, scale, covariance, slope, own, basis, table):  # pragma: no cover - compiled
-    """Scale of one shutter in every span, and its variance."""
-    order = basis.shape[1]
-    by = np.empty(order)
-    for n in range(basis.shape[0]):
-        f, variance = 1.0, own[s, z]
-        for k in range(order):
-            f += scale[s, z, k] * basis[n, k]
-            by[k] = basis[n, k] + slope[s, z, k]
-        for k in range(order):
-            for m in range(order):
-                variance += by[k] * covariance[s, z, k, m] * by[m]
-        table[0, z, n], table[1, z, n] = f, max(variance, 0.0)
-
-
-@kernel(inline="always")
-def _integral(x, n, edges, integral):  # pragma: no cover - compiled
-    """Antiderivative at a wavelength in span n or near it."""
-    if not (x >= edges[0] and x < edges[-1]):
-        return np.nan
-    while x >= edges[n + 1]:
-        n += 1
-    while x < edges[n]:
-        n -= 1
-    t = (x - edges[n]) / (edges[n + 1] - edges[n])
-    part = integral[n, 2] + t * (integral[n, 3] + t * integral[n, 4])
-    return integral[n, 0] + t * (integral[n, 1] + t * part)
-
-
-@kernel(inline="always")
-def _half_way(row, j, n):  # pragma: no cover - compiled
-    """Wavelength half a pixel past column j, NaN where neither neighbour is known."""
-    a = np.float64(row[j])
-    b = np.float64(row[j + 1]) if j + 1 < n else np.nan
-    before = np.float64(row[j - 1]) if j > 0 else np.nan
-    after = np.float64(row[j + 2]) if j + 2 < n else np.nan
-    if not np.isnan(a) and not np.isnan(b):
-        if not np.isnan(before) and not np.isnan(after):
-            return (9 * (a + b) - before - after) * 0.0625
-        return 0.5 * (a + b)
-    if not np.isnan(a):
-        return a + 0.5 * (a - before)
-    return b - 0.5 * (after - b)
+    """Scale of one shutter in every span, and its variance; basis ``(order, span)``."""
+    order, n_spans = basis.shape
+    f, variance = table[0, z], table[1, z]
+    f[:], variance[:] = 1.0, own[s, z]
+    for k in range(order):
+        for n in range(n_spans):
+            f[n] += scale[s, z, k] * basis[k, n]
+        for m in range(k + 1):
+            c = covariance[s, z, k, m] + (covariance[s, z, m, k] if m < k else 0.0)
+            a, b = slope[s, z, k], slope[s, z, m]
+            for n in range(n_spans):
+                variance[n] += c * (basis[k, n] + a) * (basis[m, n] + b)
+    for n in range(n_spans):
+        variance[n] = max(variance[n], 0.0)

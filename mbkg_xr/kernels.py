@@ -42,7 +42,10 @@ def kernel(function: Callable | None = None, **options: Any) -> Any:
         return functools.partial(kernel, **options)
     folder = cache_folder()
     with _cached_in(folder):
-        return numba.njit(nogil=True, cache=folder is not None, **options)(function)
+        # The numpy error model spares a test for zero before each division.
+        return numba.njit(nogil=True, error_model="numpy", cache=folder is not None, **options)(
+            function
+        )
 
 
 @functools.cache

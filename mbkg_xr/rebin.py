@@ -20,9 +20,6 @@ __all__ = ["pixel_areas", "pixel_corners", "rebin2d"]
 # fraction of a pixel's bounding box are rounding noise, not geometry.
 _ROUNDING = 1e-13
 
-# The numpy error model spares numba a test for zero before each division; none can be by zero.
-_kernel = kernel(error_model="numpy")
-
 # Weights of the three values before and the three after a half step, the best rule first.
 _HALF_STEP_RULES = (
     np.array([0, -1, 9, 9, -1, 0]) / 16,
@@ -263,7 +260,7 @@ def _complete(corners: np.ndarray, lacking: np.ndarray) -> None:
         lacking = lacking & ~found
 
 
-@_kernel
+@kernel
 def _rebin(cells, y_edges, x_edges, y_mesh, x_mesh, mean, coverage):
     # Scratch for the cells that one pixel can touch; it grows to what the widest pixel needs.
     beside = np.zeros(256)  # area between the sides of the pixel and the right side of their cell
@@ -334,7 +331,7 @@ def _rebin(cells, y_edges, x_edges, y_mesh, x_mesh, mean, coverage):
                     coverage[s, j, i] = 1.0 if complete else covered / area
 
 
-@_kernel
+@kernel
 def _add_side(xa, ya, xb, yb, bottom, edge, nrow, ncol, beside, beyond):
     """Accumulate one side of a pixel, cut at the rows and columns it crosses."""
     if ya == yb:

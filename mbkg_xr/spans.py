@@ -173,6 +173,14 @@ def find_span(wavelength, edges, lookup, step):  # pragma: no cover - compiled
     return n, (wavelength - edges[n]) / (edges[n + 1] - edges[n])
 
 
+@kernel(inline="always")
+def span_within(wavelength, edges, lookup, per_step):  # pragma: no cover - compiled
+    """Span of a wavelength that lies within the spans; without a branch."""
+    n = lookup[int((wavelength - edges[0]) * per_step)]
+    n += int(wavelength >= edges[n + 1])
+    return n - int(wavelength < edges[n])
+
+
 def span_grid(ds: xr.Dataset) -> SpanGrid:
     """The spans of a slit dataset's disperser.
 

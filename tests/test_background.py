@@ -96,3 +96,19 @@ def test_background_and_subtraction(selected, master, response):
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.where(sub.error.values > 0, sub.flux.values / sub.error.values, np.nan)
     np.testing.assert_allclose(sub.residual.values, ratio, rtol=1e-6)
+
+
+def test_a_pixel_without_a_place_along_the_slit_has_no_background(selected, master):
+    ds = selected.isel(slit=slice(0, 3)).compute()
+    lost = np.random.default_rng(3).random(ds.flux.shape) < 0.02
+    ds = ds.assign_coords(yrel=ds.yrel.where(~lost))
+    whole = mx.subtract(selected.isel(slit=slice(0, 3)), master).compute()
+    sub = mx.subtract(ds, master)
+    lost &= np.isfinite(whole.background.values)
+    assert lost.sum() > 100
+    assert np.isnan(sub.background.values[lost]).all()
+    assert np.isnan(sub.background_error.values[lost]).all()
+    assert (sub.quality.values[lost] & 1).all()
+    np.testing.assert_array_equal(
+        np.where(lost, np.nan, whole.background.values), sub.background.values
+    )
