@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from scipy.interpolate import BSpline
 from scipy.sparse import csr_array
 
+from .kernels import kernel
+
 __all__ = [
     "FADES",
     "N_NODES",
@@ -116,60 +118,70 @@ class ProfileSums:
             np.zeros((len(kinds), size)),
         )
         series: Array = legendre.legvander(phase, len(_SCALE) - 1).astype(np.float64)
+        filled = np.asarray(weight.any(axis=2))
         for index, n_shutters in enumerate(kinds):
-            slits = np.flatnonzero((kind == index) & weight.any(axis=(1, 2)))
-            if slits.size:
-                w, d = weight[slits], data[slits] - weight[slits]
-                out._add(
-                    index,
-                    w,
-                    d,
-                    _own_columns(known[index], series, n_shutters),
-                    [_spilt(source[s], light[s], series) for s in slits],
-                    series[:, : ORDER + 1],
-                )
+            slits = np.flatnonzero((kind == index) & filled.any(axis=1))
+            if not slits.size:
+                continue
+            slit, node = np.nonzero(filled[slits])
+            at = slits[slit]
+            w = weight[at, node]
+            d = data[at, node] - w
+            factors = [(known[index][node], len(_SCALE))]
+            times, which = _of_slit(node, n_shutters)
+            lit = (~np.isnan(source) & light.any(axis=1))[at]
+            if lit.any():
+                factors.append((light[at], 2))
+                of_light, of_which = _spilt(profile_nodes()[node] - source[at], lit)
+                times, which = np.concatenate([times, of_light], axis=1), which + of_which
+            out._add(index, slit, node, w, d, factors, times, np.array(which), series)
         return out
 
     def _add(
         self,
         index: int,
+        slit: NDArray[np.int64],
+        node: NDArray[np.int64],
         w: Array,
         d: Array,
-        own: Array,
-        spilt: list[Array],
+        factors: list[tuple[Array, int]],
+        times: Array,
+        which: NDArray[np.int64],
         series: Array,
     ) -> None:
-        """Add slits of one kind, whose own columns ``(node, bin, column)`` are integrated out."""
-        filled = np.flatnonzero(w.any(axis=(0, 2)))
+        """Add slits of one kind, row by row, what may be their own integrated out.
+
+        `factors` ``(row, bin)``, each times the first orders of the series, make functions, of
+        which the columns of a slit are ``times (row, column)`` the functions ``which (column,)``.
+        """
+        k, n, many = ORDER + 1, which.size, int(slit[-1]) + 1
+        at_nodes, heard_at = np.zeros((N_NODES, k * k)), np.zeros((N_NODES, k))
+        np.add.at(at_nodes, node, _summed(w, series, k, k).reshape(-1, k * k))
+        np.add.at(heard_at, node, d @ series[:, :k])
+        between, beside, linear = _products(w, d, factors, series)
+        filled = np.flatnonzero(at_nodes[:, 0])
         nodes = slice(filled[0], filled[-1] + 1)
         along = splines()[nodes].T
         told = np.unique(along.nonzero()[0])
         along = along[told]
-        k = series.shape[1]
-        size = told.size * k
-        shared, heard = [], []
-        for weight, data, of_source in zip(w[:, nodes], d[:, nodes], spilt, strict=True):
-            columns = np.concatenate([own[nodes], of_source[nodes]], axis=2)
-            weighted = weight[..., None] * columns
-            flat = columns.reshape(-1, columns.shape[2])
-            gram = weighted.reshape(flat.shape).T @ flat + np.eye(flat.shape[1])
-            cross = along @ (np.swapaxes(weighted, 1, 2) @ series).reshape(len(weight), -1)
-            cross = np.swapaxes(cross.reshape(told.size, -1, k), 1, 2).reshape(size, -1)
-            root = np.linalg.inv(np.linalg.cholesky(gram))
-            shared.append(cross @ root.T)
-            heard.append(root @ (flat.T @ data.ravel()))
-        squares = w[:, nodes].sum(axis=0) @ (series[:, :, None] * series[:, None]).reshape(
-            -1, k * k
+        # The prior of each column is a normal of 1.
+        gram, heard = np.zeros((many, n, n)) + np.eye(n), np.zeros((many, n))
+        cross = np.zeros((many, PLACES.size, k, n))
+        first, each = splines().indices[::4], splines().data.reshape(-1, 4)
+        _add_up_columns(
+            slit, node, first, each, times, which, between, beside, linear, gram, heard, cross
         )
-        dense = along.toarray()
-        left = (dense.T[:, :, None] * squares[:, None]).reshape(dense.shape[1], -1)
-        whole = (dense @ left).reshape(told.size, told.size, k, k).transpose(1, 2, 0, 3)
-        taken = np.concatenate(shared, axis=1)
         rows = (told[:, None] * k + np.arange(k)).ravel()
-        self.weight[index] += w.sum(axis=(0, 2))
-        self.gram[index][np.ix_(rows, rows)] += whole.reshape(size, size) - taken @ taken.T
-        self.right[index][rows] += (along @ (d[:, nodes].sum(axis=0) @ series)).ravel()
-        self.right[index][rows] -= taken @ np.concatenate(heard)
+        root = np.linalg.inv(np.linalg.cholesky(gram))
+        taken = cross.reshape(many, -1, n)[:, rows] @ np.swapaxes(root, 1, 2)
+        taken = np.ascontiguousarray(np.swapaxes(taken, 0, 1)).reshape(rows.size, -1)
+        left = along.toarray().T[:, :, None] * at_nodes[nodes, None]
+        whole = (along @ left.reshape(len(left), -1)).reshape(told.size, told.size, k, k)
+        whole = whole.transpose(1, 2, 0, 3).reshape(rows.size, -1)
+        self.weight[index] += at_nodes[:, 0]
+        self.gram[index][np.ix_(rows, rows)] += whole - taken @ taken.T
+        self.right[index][rows] += (along @ heard_at[nodes]).ravel()
+        self.right[index][rows] -= taken @ (root @ heard[..., None]).ravel()
 
     def __add__(self, other: ProfileSums) -> ProfileSums:
         return ProfileSums(
@@ -177,28 +189,67 @@ class ProfileSums:
         )
 
 
-def _own_columns(known: Array, series: Array, n_shutters: int) -> Array:
-    """``(node, bin, column)``, a slit's scale and the levels of its shutters, in units of what is
-    expected of them: the prior of each is a normal of 1.
+def _of_slit(node: NDArray[np.int64], n_shutters: int) -> tuple[Array, list[int]]:
+    """``(row, column)``, a slit's scale and the levels of its shutters, in units of what is
+    expected of them; and the order in the series of each.
     """
     z = np.unique(opened(profile_nodes(), n_shutters), return_inverse=True)[1]
     levels = _LEVEL * np.eye(z.max() + 1)[z]
-    columns = [
-        np.broadcast_to(series * _SCALE, (N_NODES, *series.shape)),
-        np.broadcast_to(levels[:, None], (N_NODES, series.shape[0], levels.shape[1])),
+    scales = np.broadcast_to(_SCALE, (N_NODES, len(_SCALE)))
+    columns = np.concatenate([scales, levels], axis=1)
+    return columns[node], [*range(len(_SCALE)), *[0] * levels.shape[1]]
+
+
+def _spilt(away: Array, lit: NDArray[np.bool_]) -> tuple[Array, list[int]]:
+    """The same of a source's near light, with a slope in wavelength, and far light, either side;
+    `away` is how far off the source each row is.
+    """
+    sides = np.stack([away < -0.5, away > 0.5], axis=1) & lit[:, None]
+    fading = np.where(lit, np.exp((0.5 - np.abs(np.where(lit, away, 0.0))) / FADES), 0.0)
+    near = SPILT * fading[:, None] * sides
+    level, slope = len(_SCALE), len(_SCALE) + 1
+    columns = np.concatenate([near, near, _FAR * sides], axis=1)
+    return columns, [level, level, slope, slope, level, level]
+
+
+def _summed(values: Array, series: Array, n: int, m: int) -> Array:
+    """``(row, n, m)``: sums over the bins with the products of the first orders of the series."""
+    both = series[:, :n, None] * series[:, None, :m]
+    return (values @ both.reshape(-1, n * m)).reshape(-1, n, m)
+
+
+def _products(
+    w: Array, d: Array, factors: list[tuple[Array, int]], series: Array
+) -> tuple[Array, Array, Array]:
+    """Sums over the bins of the functions' products with each other, with the series of the
+    profile, and with the departures.
+    """
+    between = [
+        np.concatenate([_summed(w * f * g, series, n, m) for g, m in factors], axis=2)
+        for f, n in factors
     ]
-    return known[..., None] * np.concatenate(columns, axis=2)
+    beside = [_summed(w * f, series, n, ORDER + 1) for f, n in factors]
+    linear = [(d * f) @ series[:, :n] for f, n in factors]
+    return np.concatenate(between, 1), np.concatenate(beside, 1), np.concatenate(linear, 1)
 
 
-def _spilt(source: float, light: Array, series: Array) -> Array:
-    """The same of a source's near light, with a slope in wavelength, and far light, either side."""
-    if np.isnan(source) or not light.any():
-        return np.empty((N_NODES, light.size, 0))
-    away = profile_nodes() - source
-    sides = np.stack([away < -0.5, away > 0.5], axis=1)
-    near = SPILT * np.exp((0.5 - np.abs(away)) / FADES)[:, None] * sides
-    shapes = np.concatenate([near, near, _FAR * sides], axis=1)
-    return shapes[:, None, :] * light[:, None] * np.repeat(series[:, [0, 1, 0]], 2, axis=1)
+@kernel
+def _add_up_columns(
+    slit, node, first, each, times, which, between, beside, linear, gram, heard, cross
+):  # pragma: no cover - compiled
+    """From sums at each row to those of each slit's columns, and with the splines."""
+    for row in range(slit.size):
+        s, r = slit[row], node[row]
+        for c in range(which.size):
+            x, i = times[row, c], which[c]
+            if x == 0:
+                continue
+            heard[s, c] += x * linear[row, i]
+            for m in range(which.size):
+                gram[s, c, m] += x * times[row, m] * between[row, i, which[m]]
+            for a in range(each.shape[1]):
+                for p in range(beside.shape[2]):
+                    cross[s, first[r] + a, p, c] += each[r, a] * x * beside[row, i, p]
 
 
 def profile_nodes() -> Array:
