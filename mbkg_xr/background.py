@@ -10,7 +10,7 @@ import numpy as np
 
 from .kernels import kernel
 from .spans import find_span, span_within
-from .terms import BIN_SPANS
+from .terms import profile_place
 
 __all__ = ["apply_pixels", "project_pixels", "ratio_pixels", "subtract_pixels"]
 
@@ -64,7 +64,10 @@ def subtract_pixels(
 def apply_pixels(wavelength, yrel, spans, terms, background, error):  # pragma: no cover - compiled
     """Turn the master on pixels, and its error, into the background of the slits, in place."""
     edges, lookup, step = spans
-    scale, covariance, slope, own, basis, pedestal, shape, profiles, place_of, kind, floor = terms
+    (
+        scale, covariance, slope, own, basis, pedestal, shape, profiles, place_of, kind,
+        first_shutter, floor,
+    ) = terms  # fmt: skip
     table = np.empty((2, scale.shape[1], edges.size - 1))
     for s in range(wavelength.shape[0]):
         table[0, :, 0] = np.nan
@@ -76,7 +79,7 @@ def apply_pixels(wavelength, yrel, spans, terms, background, error):  # pragma: 
                 n, t = find_span(np.float64(wavelength[s, i, j]), edges, lookup, step)
                 if n >= 0:
                     r = np.float64(yrel[s, i, j])
-                    z = _shutter(r, place_of, scale.shape[1] - 1)
+                    z = _shutter(r, first_shutter, scale.shape[1] - 1)
                     if np.isnan(table[0, z, 0]):
                         _fill(s, z, scale, covariance, slope, own, basis, table)
                     background[s, i, j], error[s, i, j] = _of_slit(
@@ -186,19 +189,22 @@ def _mean_of_run(row, spans, own, work):  # pragma: no cover - compiled
 @kernel
 def _run_of_slit(s, yrel, terms, table, work, background, error):  # pragma: no cover - compiled
     """What a slit makes of the master on consecutive pixels of a row."""
-    scale, covariance, slope, own, basis, pedestal, shape, profiles, place_of, kind, floor = terms
+    (
+        scale, covariance, slope, own, basis, pedestal, shape, profiles, place_of, kind,
+        first_shutter, floor,
+    ) = terms  # fmt: skip
     _, _, span, place, sky, sigma = work
     profile, raised, last_shutter = profiles[kind[s]], pedestal[s], scale.shape[1] - 1
     low, high = last_shutter, 0
     for k in range(yrel.size):
-        z = _shutter(np.float64(yrel[k]), place_of, last_shutter)
+        z = _shutter(np.float64(yrel[k]), first_shutter, last_shutter)
         low, high = min(low, z), max(high, z)
     for z in range(low, high + 1):
         if np.isnan(table[0, z, 0]):
             _fill(s, z, scale, covariance, slope, own, basis, table)
     for k in range(yrel.size):
         r, n = np.float64(yrel[k]), span[k]
-        z = _shutter(r, place_of, last_shutter)
+        z = _shutter(r, first_shutter, last_shutter)
         background[k], error[k] = _of_slit(
             sky[k], sigma[k], table[0, z, n], table[1, z, n], profile, place_of, r, n + place[k],
             raised * shape[n], floor,
@@ -206,9 +212,9 @@ def _run_of_slit(s, yrel, terms, table, work, background, error):  # pragma: no 
 
 
 @kernel(inline="always")
-def _shutter(yrel, place_of, last):  # pragma: no cover - compiled
+def _shutter(yrel, first, last):  # pragma: no cover - compiled
     """Index of the shutter a pixel looks through, of those that have terms of their own."""
-    return min(max(int(yrel + 0.5 - place_of[2]), 0), last)
+    return min(max(int(yrel + 0.5 - first), 0), last)
 
 
 @kernel(inline="always")
@@ -216,12 +222,7 @@ def _of_slit(
     sky, error, f, variance, profile, place_of, yrel, u, pedestal, floor
 ):  # pragma: no cover - compiled
     """Background of a pixel and its error, from the master there; u counts spans."""
-    nodes, bins, _ = profile.shape
-    p = min(max((yrel - place_of[0]) * place_of[1], 0.0), nodes - 1.0)
-    q = min(max(u * (1 / BIN_SPANS) - 0.5, 0.0), bins - 1.0)
-    i, k = min(max(int(p), 0), nodes - 2), min(max(int(q), 0), bins - 2)
-    p, q = p - i, q - k
-    a, b, c, d = (1 - p) * (1 - q), (1 - p) * q, p * (1 - q), p * q
+    i, k, a, b, c, d = profile_place(profile, place_of, yrel, u)
     # What the bars leave of the sky, what a pedestal is there, and the error of the first.
     g = a * profile[i, k, 0] + b * profile[i, k + 1, 0]
     g += c * profile[i + 1, k, 0] + d * profile[i + 1, k + 1, 0]

@@ -151,20 +151,28 @@ def block_sums(
         np.zeros((n_bins, 6 + 2 * READ_CLASSES)),
         np.zeros((n, 2), dtype=np.int64),
     )
-    basis = terms.basis()
+    basis, profiles = terms.basis(), terms.profile.stacked()
     for where, pixels in parts:
         at = slice(where.start - slits.start, where.stop - slits.start)
         own = terms.part(at)
+        columns = pixels.arguments()
         accumulate_pixels(
-            *pixels.arguments(),
-            group[at], time_factor[at], grid.edges, grid.lookup, grid.step, BIN_SPANS,
-            np.ascontiguousarray(own.scale), basis, own.times, own.drift, own.level,
-            own.pedestal, own.pedestal_shape, own.used, own.leak, own.light,
-            own.profile.values, own.profile.pedestal, own.profile.first, own.profile.step,
-            own.kind,
-            state.model, state.gain, state.by_class, state.floor, state.centre, state.cut,
-            state.usual, state.unit, state.log, state.rule, _Z_MAX, _Z_STEP,
-            sums.moments, sums.count, sums.selected, sums.histogram, sums.noise, sums.pixels[at],
+            columns[:6], *columns[6:], group[at], time_factor[at],
+            (grid.edges, grid.lookup, grid.step),
+            (
+                np.ascontiguousarray(own.scale), basis, own.times, own.drift, own.level,
+                own.pedestal, own.pedestal_shape, own.used, own.leak, own.light,
+            ),
+            profiles, own.profile.place, own.profile.rows(own.kind),
+            (
+                state.model, state.gain, state.by_class, state.floor, state.centre, state.cut,
+                state.usual, state.unit, state.log, state.rule,
+            ),
+            _Z_MAX, _Z_STEP,
+            (
+                sums.moments, sums.count, sums.selected, sums.histogram, sums.noise,
+                sums.pixels[at],
+            ),
         )  # fmt: skip
     return sums
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .kernels import kernel
-from .spans import find_span
-from .terms import light_at, profile_at, shutter_of
+from .spans import span_within
+from .terms import BIN_SPANS, light_at, profile_place, shutter_of
 
 __all__ = [
     "BIWEIGHT",
@@ -27,6 +27,8 @@ TAPERED, HUBER, BIWEIGHT = 0, 1, 2
 #: 1 on: a ramp that a cosmic ray cut short has more of it, and of photon noise.
 READ_STEPS = (1.0, 2.0, 4.0, 8.0)
 READ_CLASSES = len(READ_STEPS) + 1
+#: Pixels that are worked on together: what is known of them stays near the processor.
+BLOCK = 512
 
 
 @kernel(inline="always")
@@ -34,163 +36,216 @@ def read_class(ratio):  # pragma: no cover - compiled
     """Class of a pixel whose read variance is so many times the mean one of its span."""
     found = 0
     for k in range(len(READ_STEPS)):
-        if ratio > READ_STEPS[k]:
-            found = k + 1
+        found += int(ratio > READ_STEPS[k])
     return found
 
 
 @kernel
 def accumulate_pixels(
-    flux, error, wavelength, yrel, var_rnoise, var_poisson, start, stop, order,
-    group, time_factor, edges, lookup, step, bin_spans,
-    scale, basis, times, drift, level, pedestal, pedestal_shape, used, leak, light,
-    profile, along, first, pitch, kind,
-    model, gain, by_class, floor, centre, cut, usual, unit, log, rule, z_max, z_step,
-    moments, count, chosen, histogram, noise, pixels,
+    columns, start, stop, order, group, time_factor, spans, slits, profiles, place_of, kind,
+    state, z_max, z_step, sums,
 ):  # pragma: no cover - compiled  # fmt: skip
-    """Sums over the pixels of some slits, added to what the arrays hold."""
-    in_place = order.shape[0] == 0
-    has_var = var_rnoise.shape[0] > 0
-    has_profile, has_along = profile.shape[0] > 0, along.shape[0] > 0
-    n_z = histogram.shape[1] - 2
-    widest = 1.0 if log or rule == BIWEIGHT else 1.0 + TAPER
-    if rule == HUBER:
-        widest = np.inf
-    per_unit, per_step = 1 / unit, 1 / z_step
+    """Sums over the pixels of some slits, added to what the arrays hold.
+
+    A block of pixels goes through loops without branches, which find what is expected of each;
+    then all that follows from that is added up. In tuples: `columns`, of `packing.COLUMNS`;
+    `spans`, edges, lookup and step; `slits`, of `terms.Terms` what is by slit; `state`, of
+    `moments.PassState`; `sums`, of `moments.PassSums`.
+    """
+    scale, basis, times, drift, level, pedestal, pedestal_shape, used, leak, light = slits
+    model, gain, by_class, floor, centre, cut, usual, unit, log, rule = state
+    edges, lookup, step = spans
+    n_spans = edges.size - 1
+    spans_of = (edges, 1 / (edges[1:] - edges[:-1]), lookup, 1 / step)
+    noise_of = (floor, 1 / floor, by_class)
+    limits = (centre, 1 / cut, usual * usual, gain)
+    by_span, here = np.empty((4, n_spans)), model.copy()
+    real, whole = np.empty((10, BLOCK)), np.empty((3, BLOCK), np.int64)
     for s in range(start.shape[0]):
-        g = group[s]
-        # Pixels of one span that follow each other have all of this in common; where a slit's
-        # pixels are packed in the order of the spans these are all that it has in a span.
-        n, low, high, per_width = -1, 0.0, -1.0, 0.0
-        p0 = p1 = p2 = p3 = f = a = other0 = bright = read = middle = per_cut = most = 0.0
-        n_seen = n_kept = 0
-        m0 = m1 = m2 = m3 = m4 = m5 = m6 = r0 = r1 = r2 = r3 = q = 0.0
-        s0 = s1 = s2 = s3 = s4 = s5 = 0.0
-        for k in range(start[s], stop[s]):
-            at = k if in_place else order[k]
-            x = np.float64(wavelength[at])
-            if not (low <= x < high):
-                if n >= 0 and n_seen > 0:
-                    _add_run(
-                        moments, count, chosen, noise, pixels, s, g, n, n // bin_spans,
-                        n_seen, n_kept, m0, m1, m2, m3, m4, m5, m6, r0, r1, r2, r3, q,
-                        s0, s1, s2, s3, s4, s5,
-                    )  # fmt: skip
-                    n_seen = n_kept = 0
-                    m0 = m1 = m2 = m3 = m4 = m5 = m6 = r0 = r1 = r2 = r3 = q = 0.0
-                    s0 = s1 = s2 = s3 = s4 = s5 = 0.0
-                n, _ = find_span(x, edges, lookup, step)
-                if n < 0:
-                    low, high = 0.0, -1.0
-                    continue
-                low, high = edges[n], edges[n + 1]
-                per_width = 1 / (high - low)
+        for n in range(n_spans):
+            by_span[0, n] = 1.0
+            by_span[1, n] = pedestal[s] * pedestal_shape[n]
+            by_span[2, n] = light_at(light[s], n, BIN_SPANS)
+            by_span[3, n] = gain[n] * time_factor[s]
+        for m in range(scale.shape[1]):
+            for n in range(n_spans):
+                by_span[0, n] += scale[s, m] * basis[n, m]
+        if times.shape[1] > 0:
+            for n in range(n_spans):
                 change = 1.0
                 for m in range(times.shape[1]):
                     change += times[s, m] * drift[m, n]
-                p0, p1 = model[n, 0] * change, model[n, 1] * change
-                p2, p3 = model[n, 2] * change, model[n, 3] * change
-                f = 1.0
-                for m in range(scale.shape[1]):
-                    f += scale[s, m] * basis[n, m]
-                other0 = pedestal[s] * pedestal_shape[n]
-                bright = light_at(light[s], n, bin_spans)
-                a, read = gain[n] * time_factor[s], floor[n]
-                middle, per_cut, most = centre[n], 1 / cut[n], usual[n] * usual[n]
-            y = np.float64(flux[at])
-            e2 = np.float64(error[at]) ** 2
-            # What cannot be a measurement is never one, whoever selected it.
-            if not np.isfinite(y) or not (e2 > 0 and np.isfinite(e2)):
-                continue
-            t = (x - low) * per_width
-            mean = ((p3 * t + p2) * t + p1) * t + p0
-            n_seen += 1
-            z = shutter_of(np.float64(yrel[at]))
-            if not used[s, z]:
-                continue
-            share, other = f + level[s, z], other0
-            if has_profile:
-                share *= profile_at(profile, first, pitch, kind[s], yrel[at], n + t)
-            if not share > 0.01:
-                continue
-            if has_along and other0 != 0:
-                other *= profile_at(along, first, pitch, kind[s], yrel[at], n + t)
-            other += leak[s, z] * bright * mean
-            expected = share * mean + other
-            variance = e2
-            photon, c = 0.0, 0
-            if has_var:
-                photon = np.float64(var_poisson[at])
-            if a >= 0:
-                # The datum's own photon noise is replaced by the model's: weights that follow
-                # the datum pull the fit low.
-                rest = np.float64(var_rnoise[at]) if has_var else read
-                if rest > 0 and np.isfinite(rest):
-                    if has_var and read > 0:
-                        c = read_class(rest / read)
-                    variance = rest + by_class[c] * a * max(expected, 0.0)
-            per_sigma = 1 / np.sqrt(variance)
-            away = (y - expected) * per_sigma * per_unit
-            b = n // bin_spans
-            if away < -z_max:
-                histogram[b, 0] += 1
-            elif away >= z_max:
-                histogram[b, n_z + 1] += 1
-            else:
-                histogram[b, 1 + min(n_z - 1, int((away + z_max) * per_step))] += 1
-            beyond = abs(away - middle) * per_cut
-            if not beyond <= widest:
-                continue
-            trust = 1.0
-            if rule == HUBER:
-                trust = 1.0 / max(beyond, 1.0)
-            elif rule == BIWEIGHT:
-                trust = (1 - beyond * beyond) ** 2
-            elif not log:
-                trust = min(1.0, (1 + TAPER - beyond) * (0.5 / TAPER))
-            if e2 <= most and np.isfinite(photon):
-                x = max(y, 0.0) * time_factor[s]
-                s0 += trust
-                s1 += trust * x
-                s2 += trust * photon
-                s3 += trust * e2
-                s4 += trust * x * x
-                s5 += trust * x * e2
-                if a >= 0 and has_var:
-                    noise[b, 6 + 2 * c] += trust * photon
-                    noise[b, 7 + 2 * c] += trust * x * gain[n]
-            # From here on as if the slit saw the master itself.
-            y = (y - other) / share
-            w = trust * (share * per_sigma) ** 2
-            if log:
-                if y <= 0:
-                    continue
-                y = np.log(y)
-                w = np.float64(1.0)
-            n_kept += 1
-            m0 += w
-            r0 += w * y
-            q += w * y * y
-            w *= t
-            m1 += w
-            r1 += w * y
-            w *= t
-            m2 += w
-            r2 += w * y
-            w *= t
-            m3 += w
-            r3 += w * y
-            w *= t
-            m4 += w
-            w *= t
-            m5 += w
-            m6 += w * t
-        if n >= 0 and n_seen > 0:
-            _add_run(
-                moments, count, chosen, noise, pixels, s, g, n, n // bin_spans,
-                n_seen, n_kept, m0, m1, m2, m3, m4, m5, m6, r0, r1, r2, r3, q,
-                s0, s1, s2, s3, s4, s5,
+                for m in range(4):
+                    here[n, m] = model[n, m] * change
+        of_slit = (by_span, level[s], used[s], leak[s], profiles[kind[s]], place_of)
+        for first in range(start[s], stop[s], BLOCK):
+            m = min(BLOCK, stop[s] - first)
+            _read_block(columns, order, first, m, spans_of, real, whole)
+            _expect_block(m, here, of_slit, noise_of, columns[4].shape[0] > 0, real, whole)
+            _weigh_block(m, limits, unit, log, rule, real, whole)
+            _add_block(
+                m, s, group[s], time_factor[s], limits, log, columns[4].shape[0] > 0, by_span,
+                z_max, z_step, real, whole, sums,
             )  # fmt: skip
+
+
+# Of each pixel of a block: what is read, and what is found in its place.
+_FLUX, _SQUARE, _YREL, _READ, _PHOTON, _T, _AWAY, _BEYOND, _SHARE, _TRUST = range(10)
+_SPAN, _KIND, _CLASS = range(3)
+# Its kind: no measurement, one of a shutter that is not used, and one that is.
+_NONE, _SEEN, _USED = range(3)
+
+
+@kernel
+def _read_block(columns, order, first, m, spans, real, whole):  # pragma: no cover - compiled
+    flux, error, wavelength, yrel, var_rnoise, var_poisson = columns
+    edges, per_width, lookup, per_step = spans
+    in_place, has_var = order.shape[0] == 0, var_rnoise.shape[0] > 0
+    low, high = edges[0], edges[per_width.size]
+    for k in range(m):
+        at = first + k if in_place else order[first + k]
+        x = np.float64(wavelength[at])
+        within = low <= x < high
+        x = x if within else low
+        n = span_within(x, edges, lookup, per_step)
+        y, e = np.float64(flux[at]), np.float64(error[at])
+        # What cannot be a measurement is never one, whoever selected it.
+        good = within and np.isfinite(y) and e * e > 0 and np.isfinite(e)
+        real[_FLUX, k], real[_SQUARE, k], real[_YREL, k] = y, e * e, np.float64(yrel[at])
+        real[_T, k] = (x - edges[n]) * per_width[n]
+        whole[_SPAN, k], whole[_KIND, k] = n, _SEEN if good else _NONE
+    if has_var:
+        for k in range(m):
+            at = first + k if in_place else order[first + k]
+            real[_READ, k] = np.float64(var_rnoise[at])
+            real[_PHOTON, k] = np.float64(var_poisson[at])
+
+
+@kernel
+def _expect_block(m, model, of_slit, noise, has_var, real, whole):  # pragma: no cover - compiled
+    """How far each pixel is from what is expected of it, in its errors."""
+    by_span, level, used, leak, profile, place_of = of_slit
+    floor, per_floor, by_class = noise
+    for k in range(m):
+        n, t, r = whole[_SPAN, k], real[_T, k], real[_YREL, k]
+        mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
+        z = shutter_of(r)
+        i, j, a, b, c, d = profile_place(profile, place_of, r, n + t)
+        g = a * profile[i, j, 0] + b * profile[i, j + 1, 0]
+        g += c * profile[i + 1, j, 0] + d * profile[i + 1, j + 1, 0]
+        v = a * profile[i, j, 1] + b * profile[i, j + 1, 1]
+        v += c * profile[i + 1, j, 1] + d * profile[i + 1, j + 1, 1]
+        share = (by_span[0, n] + level[z]) * g
+        other = by_span[1, n] * v + leak[z] * by_span[2, n] * mean
+        expected = share * mean + other
+        # The datum's own photon noise is replaced by the model's: weights that follow the datum
+        # pull the fit low.
+        gain = by_span[3, n]
+        read = real[_READ, k] if has_var else floor[n]
+        kind = read_class(read * per_floor[n]) if has_var and floor[n] > 0 else 0
+        known = gain >= 0 and read > 0 and np.isfinite(read)
+        modelled = read + by_class[kind] * gain * max(expected, 0.0)
+        per_sigma = 1 / np.sqrt(modelled if known else real[_SQUARE, k])
+        whole[_CLASS, k] = kind if known else 0
+        real[_AWAY, k] = (real[_FLUX, k] - expected) * per_sigma
+        real[_SHARE, k] = share * per_sigma
+        # From here on as if the slit saw the master itself.
+        real[_YREL, k] = (real[_FLUX, k] - other) / share
+        if whole[_KIND, k] == _SEEN and used[z] and share > 0.01:
+            whole[_KIND, k] = _USED
+
+
+@kernel
+def _weigh_block(m, limits, unit, log, rule, real, whole):  # pragma: no cover - compiled
+    """What is left of each pixel's weight so far from the centre; -1 for nothing, ever."""
+    centre, per_cut = limits[0], limits[1]
+    per_unit = 1 / unit
+    for k in range(m):
+        n = whole[_SPAN, k]
+        real[_AWAY, k] *= per_unit
+        real[_BEYOND, k] = abs(real[_AWAY, k] - centre[n]) * per_cut[n]
+    if rule == HUBER:
+        for k in range(m):
+            real[_TRUST, k] = 1.0 / max(real[_BEYOND, k], 1.0)
+    elif rule == BIWEIGHT or log:
+        for k in range(m):
+            b = real[_BEYOND, k]
+            left = 1.0 if log else (1 - b * b) * (1 - b * b)
+            real[_TRUST, k] = left if b <= 1.0 else -1.0
+    else:
+        for k in range(m):
+            b = real[_BEYOND, k]
+            left = min(1.0, (1 + TAPER - b) * (0.5 / TAPER))
+            real[_TRUST, k] = left if b <= 1.0 + TAPER else -1.0
+
+
+@kernel
+def _add_block(
+    m, s, g, time_factor, limits, log, has_var, by_span, z_max, z_step, real, whole, sums
+):  # pragma: no cover - compiled
+    """Add up; pixels of one span that follow each other together."""
+    moments, count, chosen, histogram, noise, pixels = sums
+    most, gain = limits[2], limits[3]
+    n_z, per_step = histogram.shape[1] - 2, 1 / z_step
+    n, n_seen, n_kept, last = whole[_SPAN, 0], 0, 0, m - 1
+    m0 = m1 = m2 = m3 = m4 = m5 = m6 = r0 = r1 = r2 = r3 = q = 0.0
+    s0 = s1 = s2 = s3 = s4 = s5 = 0.0
+    for k in range(m):
+        if whole[_KIND, k] != _NONE:
+            n_seen += 1
+        if whole[_KIND, k] == _USED:
+            b, away, trust = n // BIN_SPANS, real[_AWAY, k], real[_TRUST, k]
+            place = min(max((away + z_max) * per_step, -1.0), np.float64(n_z))
+            histogram[b, 1 + int(np.floor(place))] += 1
+            if trust >= 0:
+                e2, photon = real[_SQUARE, k], real[_PHOTON, k] if has_var else 0.0
+                if e2 <= most[n] and np.isfinite(photon):
+                    x = max(real[_FLUX, k], 0.0) * time_factor
+                    s0 += trust
+                    s1 += trust * x
+                    s2 += trust * photon
+                    s3 += trust * e2
+                    s4 += trust * x * x
+                    s5 += trust * x * e2
+                    if by_span[3, n] >= 0 and has_var:
+                        c = whole[_CLASS, k]
+                        noise[b, 6 + 2 * c] += trust * photon
+                        noise[b, 7 + 2 * c] += trust * x * gain[n]
+                y, t, w = real[_YREL, k], real[_T, k], trust * real[_SHARE, k] ** 2
+                if log:
+                    w = 1.0 if y > 0 else 0.0
+                    y = np.log(y) if y > 0 else 0.0
+                if not log or w > 0:
+                    n_kept += 1
+                m0 += w
+                r0 += w * y
+                q += w * y * y
+                w *= t
+                m1 += w
+                r1 += w * y
+                w *= t
+                m2 += w
+                r2 += w * y
+                w *= t
+                m3 += w
+                r3 += w * y
+                w *= t
+                m4 += w
+                w *= t
+                m5 += w
+                m6 += w * t
+        if k == last or whole[_SPAN, k + 1] != n:
+            if n_seen > 0:
+                _add_run(
+                    moments, count, chosen, noise, pixels, s, g, n, n // BIN_SPANS,
+                    n_seen, n_kept, m0, m1, m2, m3, m4, m5, m6, r0, r1, r2, r3, q,
+                    s0, s1, s2, s3, s4, s5,
+                )  # fmt: skip
+                n_seen = n_kept = 0
+                m0 = m1 = m2 = m3 = m4 = m5 = m6 = r0 = r1 = r2 = r3 = q = 0.0
+                s0 = s1 = s2 = s3 = s4 = s5 = 0.0
+            if k < last:
+                n = whole[_SPAN, k + 1]
 
 
 @kernel(inline="always")

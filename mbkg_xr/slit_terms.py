@@ -82,28 +82,12 @@ class SlitTerms:
     def arrays(self, slits: NDArray) -> tuple:
         """Of some slits, what `mbkg_xr.background` takes."""
         own = (self.scale, self.covariance, self.slope, self.own)
-        kinds = len(self.profile.kinds)
-        # Nodes, place and first shutter; slits of no kind have a profile that says nothing.
-        place = np.array([self.profile.first, 1 / self.profile.step, self.first_shutter])
         return (
             *(np.ascontiguousarray(a[slits], dtype=np.float64) for a in own),
             np.ascontiguousarray(self.basis.T), self.pedestal[slits], self.pedestal_shape,
-            self._profiles(), place, np.where(self.kind[slits] < 0, kinds, self.kind[slits]),
-            self.floor,
+            self.profile.stacked(), self.profile.place, self.profile.rows(self.kind[slits]),
+            self.first_shutter, self.floor,
         )  # fmt: skip
-
-    def _profiles(self) -> Array:
-        """``(kind + 1, node, bin, 3)``: profile, pedestal along the slit, error of the profile."""
-        table = self.profile
-        nodes, bins = table.values.shape[1:] if table.kinds else (2, 2)
-        out = np.zeros((len(table.kinds) + 1, max(nodes, 2), max(bins, 2), 3))
-        out[..., :2] = 1.0
-        if table.kinds:
-            known = [table.values, table.pedestal, table.error]
-            for k, values in enumerate(known):
-                if values.size:
-                    out[:-1, ..., k] = values
-        return out
 
     def apply(
         self, out: Array, wavelength: NDArray, yrel: NDArray, slits: NDArray, grid: SpanGrid

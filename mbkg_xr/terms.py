@@ -27,6 +27,7 @@ __all__ = [
     "Terms",
     "bin_phase",
     "profile_at",
+    "profile_place",
     "shutter_of",
 ]
 
@@ -73,6 +74,29 @@ class ProfileTable:
         """Kind of each slit, -1 where no profile is known for it."""
         rank = {k: i for i, k in enumerate(self.kinds)}
         return np.array([rank.get(int(n), -1) for n in n_shutters], dtype=np.int64)
+
+    @property
+    def place(self) -> Array:
+        """What `profile_place` asks for: yrel of the first node, and nodes a pitch."""
+        return np.array([self.first, 1 / self.step])
+
+    def rows(self, kind: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of `stacked` for kinds of slits: the last one for those of no kind."""
+        return np.where(kind < 0, len(self.kinds), kind)
+
+    def stacked(self) -> Array:
+        """``(kind + 1, node, bin, 3)``: profile, pedestal and error of the profile.
+
+        Kernels find all three in one place; the last row is of slits of no kind, and says nothing.
+        """
+        nodes, bins = self.values.shape[1:] if self.kinds else (2, 2)
+        out = np.zeros((len(self.kinds) + 1, max(nodes, 2), max(bins, 2), 3))
+        out[..., :2] = 1.0
+        if self.kinds:
+            for k, values in enumerate((self.values, self.pedestal, self.error)):
+                if values.size:
+                    out[:-1, ..., k] = values
+        return out
 
 
 @dataclass(frozen=True)
@@ -201,6 +225,19 @@ def light_at(light, n, bin_spans):  # pragma: no cover - compiled
     k = min(max(int(np.floor(at)), 0), max(light.shape[0] - 2, 0))
     part = min(max(at - k, 0.0), 1.0)
     return light[k] * (1 - part) + light[min(k + 1, light.shape[0] - 1)] * part
+
+
+@kernel(inline="always")
+def profile_place(profile, place_of, yrel, u):  # pragma: no cover - compiled
+    """Where a stacked profile of one kind is read at yrel and detector-pixel coordinate u: the
+    node, the bin, and the weights of (node, bin), (node, bin + 1), (node + 1, bin) and the last.
+    """
+    nodes, bins, _ = profile.shape
+    p = min(max((yrel - place_of[0]) * place_of[1], 0.0), nodes - 1.0)
+    q = min(max(u * (1 / BIN_SPANS) - 0.5, 0.0), bins - 1.0)
+    i, k = min(max(int(p), 0), nodes - 2), min(max(int(q), 0), bins - 2)
+    p, q = p - i, q - k
+    return i, k, (1 - p) * (1 - q), (1 - p) * q, p * (1 - q), p * q
 
 
 @kernel(inline="always")
