@@ -10,12 +10,22 @@ from .terms import BIN_SPANS, light_at, profile_place, shutter_of
 
 __all__ = [
     "BIWEIGHT",
+    "BLOCK",
+    "FLUX",
     "HUBER",
+    "KIND",
+    "NONE",
+    "READ",
     "READ_CLASSES",
     "READ_STEPS",
+    "SPAN",
+    "SQUARE",
     "TAPER",
     "TAPERED",
+    "YREL",
+    "T",
     "accumulate_pixels",
+    "read_block",
     "read_class",
 ]
 
@@ -29,6 +39,13 @@ READ_STEPS = (1.0, 2.0, 4.0, 8.0)
 READ_CLASSES = len(READ_STEPS) + 1
 #: Pixels that are worked on together: what is known of them stays near the processor.
 BLOCK = 512
+
+
+#: Of each pixel of a block: what is read, and what is found in its place.
+FLUX, SQUARE, YREL, READ, _PHOTON, T, _AWAY, _BEYOND, _SHARE, _TRUST = range(10)
+SPAN, KIND, _CLASS = range(3)
+#: Its kind: no measurement, one of a shutter that is not used, and one that is.
+NONE, _SEEN, _USED = range(3)
 
 
 @kernel(inline="always")
@@ -80,7 +97,7 @@ def accumulate_pixels(
         of_slit = (by_span, level[s], used[s], leak[s], profiles[kind[s]], place_of)
         for first in range(start[s], stop[s], BLOCK):
             m = min(BLOCK, stop[s] - first)
-            _read_block(columns, order, first, m, spans_of, real, whole)
+            read_block(columns, order, first, m, spans_of, real, whole)
             _expect_block(m, here, of_slit, noise_of, columns[4].shape[0] > 0, real, whole)
             _weigh_block(m, limits, unit, log, rule, real, whole)
             _add_block(
@@ -89,15 +106,8 @@ def accumulate_pixels(
             )  # fmt: skip
 
 
-# Of each pixel of a block: what is read, and what is found in its place.
-_FLUX, _SQUARE, _YREL, _READ, _PHOTON, _T, _AWAY, _BEYOND, _SHARE, _TRUST = range(10)
-_SPAN, _KIND, _CLASS = range(3)
-# Its kind: no measurement, one of a shutter that is not used, and one that is.
-_NONE, _SEEN, _USED = range(3)
-
-
 @kernel
-def _read_block(columns, order, first, m, spans, real, whole):  # pragma: no cover - compiled
+def read_block(columns, order, first, m, spans, real, whole):  # pragma: no cover - compiled
     flux, error, wavelength, yrel, var_rnoise, var_poisson = columns
     edges, per_width, lookup, per_step = spans
     in_place, has_var = order.shape[0] == 0, var_rnoise.shape[0] > 0
@@ -111,13 +121,13 @@ def _read_block(columns, order, first, m, spans, real, whole):  # pragma: no cov
         y, e = np.float64(flux[at]), np.float64(error[at])
         # What cannot be a measurement is never one, whoever selected it.
         good = within and np.isfinite(y) and e * e > 0 and np.isfinite(e)
-        real[_FLUX, k], real[_SQUARE, k], real[_YREL, k] = y, e * e, np.float64(yrel[at])
-        real[_T, k] = (x - edges[n]) * per_width[n]
-        whole[_SPAN, k], whole[_KIND, k] = n, _SEEN if good else _NONE
+        real[FLUX, k], real[SQUARE, k], real[YREL, k] = y, e * e, np.float64(yrel[at])
+        real[T, k] = (x - edges[n]) * per_width[n]
+        whole[SPAN, k], whole[KIND, k] = n, _SEEN if good else NONE
     if has_var:
         for k in range(m):
             at = first + k if in_place else order[first + k]
-            real[_READ, k] = np.float64(var_rnoise[at])
+            real[READ, k] = np.float64(var_rnoise[at])
             real[_PHOTON, k] = np.float64(var_poisson[at])
 
 
@@ -127,7 +137,7 @@ def _expect_block(m, model, of_slit, noise, has_var, real, whole):  # pragma: no
     by_span, level, used, leak, profile, place_of = of_slit
     floor, per_floor, by_class = noise
     for k in range(m):
-        n, t, r = whole[_SPAN, k], real[_T, k], real[_YREL, k]
+        n, t, r = whole[SPAN, k], real[T, k], real[YREL, k]
         mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
         z = shutter_of(r)
         i, j, a, b, c, d = profile_place(profile, place_of, r, n + t)
@@ -141,18 +151,18 @@ def _expect_block(m, model, of_slit, noise, has_var, real, whole):  # pragma: no
         # The datum's own photon noise is replaced by the model's: weights that follow the datum
         # pull the fit low.
         gain = by_span[3, n]
-        read = real[_READ, k] if has_var else floor[n]
+        read = real[READ, k] if has_var else floor[n]
         kind = read_class(read * per_floor[n]) if has_var and floor[n] > 0 else 0
         known = gain >= 0 and read > 0 and np.isfinite(read)
         modelled = read + by_class[kind] * gain * max(expected, 0.0)
-        per_sigma = 1 / np.sqrt(modelled if known else real[_SQUARE, k])
+        per_sigma = 1 / np.sqrt(modelled if known else real[SQUARE, k])
         whole[_CLASS, k] = kind if known else 0
-        real[_AWAY, k] = (real[_FLUX, k] - expected) * per_sigma
+        real[_AWAY, k] = (real[FLUX, k] - expected) * per_sigma
         real[_SHARE, k] = share * per_sigma
         # From here on as if the slit saw the master itself.
-        real[_YREL, k] = (real[_FLUX, k] - other) / share
-        if whole[_KIND, k] == _SEEN and used[z] and share > 0.01:
-            whole[_KIND, k] = _USED
+        real[YREL, k] = (real[FLUX, k] - other) / share
+        if whole[KIND, k] == _SEEN and used[z] and share > 0.01:
+            whole[KIND, k] = _USED
 
 
 @kernel
@@ -161,7 +171,7 @@ def _weigh_block(m, limits, unit, log, rule, real, whole):  # pragma: no cover -
     centre, per_cut = limits[0], limits[1]
     per_unit = 1 / unit
     for k in range(m):
-        n = whole[_SPAN, k]
+        n = whole[SPAN, k]
         real[_AWAY, k] *= per_unit
         real[_BEYOND, k] = abs(real[_AWAY, k] - centre[n]) * per_cut[n]
     if rule == HUBER:
@@ -187,20 +197,20 @@ def _add_block(
     moments, count, chosen, histogram, noise, pixels = sums
     most, gain = limits[2], limits[3]
     n_z, per_step = histogram.shape[1] - 2, 1 / z_step
-    n, n_seen, n_kept, last = whole[_SPAN, 0], 0, 0, m - 1
+    n, n_seen, n_kept, last = whole[SPAN, 0], 0, 0, m - 1
     m0 = m1 = m2 = m3 = m4 = m5 = m6 = r0 = r1 = r2 = r3 = q = 0.0
     s0 = s1 = s2 = s3 = s4 = s5 = 0.0
     for k in range(m):
-        if whole[_KIND, k] != _NONE:
+        if whole[KIND, k] != NONE:
             n_seen += 1
-        if whole[_KIND, k] == _USED:
+        if whole[KIND, k] == _USED:
             b, away, trust = n // BIN_SPANS, real[_AWAY, k], real[_TRUST, k]
             place = min(max((away + z_max) * per_step, -1.0), np.float64(n_z))
             histogram[b, 1 + int(np.floor(place))] += 1
             if trust >= 0:
-                e2, photon = real[_SQUARE, k], real[_PHOTON, k] if has_var else 0.0
+                e2, photon = real[SQUARE, k], real[_PHOTON, k] if has_var else 0.0
                 if e2 <= most[n] and np.isfinite(photon):
-                    x = max(real[_FLUX, k], 0.0) * time_factor
+                    x = max(real[FLUX, k], 0.0) * time_factor
                     s0 += trust
                     s1 += trust * x
                     s2 += trust * photon
@@ -211,7 +221,7 @@ def _add_block(
                         c = whole[_CLASS, k]
                         noise[b, 6 + 2 * c] += trust * photon
                         noise[b, 7 + 2 * c] += trust * x * gain[n]
-                y, t, w = real[_YREL, k], real[_T, k], trust * real[_SHARE, k] ** 2
+                y, t, w = real[YREL, k], real[T, k], trust * real[_SHARE, k] ** 2
                 if log:
                     w = 1.0 if y > 0 else 0.0
                     y = np.log(y) if y > 0 else 0.0
@@ -234,7 +244,7 @@ def _add_block(
                 w *= t
                 m5 += w
                 m6 += w * t
-        if k == last or whole[_SPAN, k + 1] != n:
+        if k == last or whole[SPAN, k + 1] != n:
             if n_seen > 0:
                 _add_run(
                     moments, count, chosen, noise, pixels, s, g, n, n // BIN_SPANS,
@@ -245,7 +255,7 @@ def _add_block(
                 m0 = m1 = m2 = m3 = m4 = m5 = m6 = r0 = r1 = r2 = r3 = q = 0.0
                 s0 = s1 = s2 = s3 = s4 = s5 = 0.0
             if k < last:
-                n = whole[_SPAN, k + 1]
+                n = whole[SPAN, k + 1]
 
 
 @kernel(inline="always")
