@@ -1,26 +1,23 @@
 """Where the pixels of a fit are held between its passes.
 
 Those that passes and looks read are packed (`mbkg_xr.packing`) as they are read for the first time.
-They are kept in memory; what does not fit there goes to scratch files, which read many times faster
-than a store. The workers of a cluster hold them (`mbkg_xr.lots`). Where there is no room for them
-the pixels are read again each time, and only the mask of the selected ones is kept, a bit a pixel.
+A limited amount is kept in memory; the rest goes to scratch files (`mbkg_xr.room`), which read many
+times faster than a store. The workers of a cluster hold them (`mbkg_xr.lots`). Where there is no
+room for them the pixels are read again each time, and only the mask of the selected ones is kept, a
+bit a pixel.
 """
 
 from __future__ import annotations
 
-import shutil
-import threading
+import math
 import uuid
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -29,6 +26,8 @@ from numpy.typing import NDArray
 from .blocks import Call, Constant, added, map_slits, reduce_blocks
 from .lots import can_hold, held_lots, with_workers
 from .packing import COLUMNS, Packed, Pixels, Stored, pack, planes
+from .room import NoRoom, Room
+from .rows import Piece, Rows
 from .schema import PIXEL_DIMS
 from .spans import SpanGrid
 from .tasks import cluster, workers
@@ -45,12 +44,14 @@ __all__ = [
     "per_unit_sky",
 ]
 
-#: Pixels of some slits with the slits they belong to, as a block function takes them.
-Parts = list[tuple[slice, Pixels]]
+#: Pixels of some slits with the slits they belong to, as a block function takes them: once, one
+#: after the other, since what lies in a file is read when it is its turn.
+Parts = Iterable[tuple[slice, Pixels]]
 #: ``block(slits, parts, shared)``: what is found of consecutive slits.
 Block = Callable[[slice, Parts, Any], Any]
 
 _PIXELS = 2**19  # that a block function gets at a time, about
+_OF_PART = 2**17  # that are together in a part, about
 
 
 class Sight(Protocol):
@@ -117,7 +118,7 @@ def held(
     grid
         The spans.
     memory
-        Bytes that packed pixels may take in memory.
+        Bytes that packed pixels may take in memory, those of parts included.
     sight
         Which pixels looks see; None: there are no looks.
     stack
@@ -132,17 +133,17 @@ def held(
         if stack is not None and can_hold(_usual_size(ds), memory):
             return _on_workers(ds, slits, grid, sight, stack)
         return Planes.of(ds, grid, sight)
-    room = _Room(memory, stack)
+    room = Room(memory, stack)
 
     def block(start: int, arrays: Sequence[NDArray], shared: Any) -> list[Packed | Stored]:
         where = slice(start, start + len(arrays[0]))
-        return [room.keep(start, _pack_block(grid, sight, where, *arrays))]
+        return [room.keep(_pack_block(grid, sight, where, *arrays))]
 
     try:
         parts = reduce_blocks(ds, ["selected", *looks, *names], block, lambda a, b: a + b)
-    except _NoRoom:
+    except NoRoom:
         return Planes.of(ds, grid, sight)
-    return _in_memory(slits, grid, parts)
+    return _here(slits, grid, parts, room)
 
 
 def pass_columns(ds: xr.Dataset) -> list[str]:
@@ -175,8 +176,8 @@ class Held:
         Of dask: where each lot of packed pixels is.
     lengths, sizes
         Slits and selected pixels of each lot.
-    local
-        Whether all of them are in this process.
+    room
+        Where those of this process are, and parts of them go; None: they are on workers.
     """
 
     slits: xr.Dataset
@@ -186,7 +187,7 @@ class Held:
     keys: list[Hashable]
     lengths: list[int]
     sizes: list[int]
-    local: bool
+    room: Room | None = None
 
     def reduce(
         self,
@@ -202,90 +203,99 @@ class Held:
         columns = [tuple(self.keys[i] for i in lot) for lot in lots]
         run = partial(_run, block, seen)
         first = [starts[lot[0]] for lot in lots]
-        return added(self.graph, columns, first, run, add, shared, local=self.local)
+        return added(self.graph, columns, first, run, add, shared, local=self.room is not None)
 
     def part(self, rows: NDArray[np.int64], stack: ExitStack) -> Held:
-        """Those of some of the slits, in memory; those of workers stay with them."""
+        """Those of some of the slits, in what room there is; those of workers stay with them."""
         starts = np.concatenate([[0], np.cumsum(self.lengths)])
         cuts = np.searchsorted(rows, starts)
         mine = [rows[a:b] - start for a, b, start in zip(cuts, cuts[1:], starts, strict=False)]
         slits = self.slits.isel(slit=rows)
-        if not self.local:
+        some = [i for i, own in enumerate(mine) if own.size]
+        if self.room is None:
             name = f"few-{uuid.uuid4().hex}"
-            some = [i for i, own in enumerate(mine) if own.size]
             keys: list[Hashable] = [(name, i) for i in some]
             make = {
-                key: (Call(partial(_taken, mine[i])), self.keys[i])
+                key: (Call(partial(_taken, [mine[i]])), [self.keys[i]])
                 for key, i in zip(keys, some, strict=True)
             }
             lots, sizes = with_workers(self.graph | make, keys, stack)
             lengths = [mine[i].size for i in some]
-            return Held(slits, self.grid, sum(sizes), lots, keys, lengths, sizes, local=False)
+            return Held(slits, self.grid, sum(sizes), lots, keys, lengths, sizes)
+        room = self.room
+        # Of each lot a few pixels, of many lots a piece.
+        sizes = [self.sizes[i] * mine[i].size // self.lengths[i] for i in some]
+        pieces = [[some[k] for k in piece] for piece in _together(sizes, _OF_PART)]
 
-        def run(lot: int, lots: Sequence[list[Packed | Stored]], shared: Any) -> list[Packed]:
-            return _taken(mine[lot], lots[0]) if mine[lot].size else []
+        def run(
+            piece: int, lots: Sequence[list[Packed | Stored]], shared: Any
+        ) -> list[Packed | Stored]:
+            (taken,) = _taken([mine[i] for i in pieces[piece]], lots)
+            try:
+                return [room.keep(taken)]
+            except NoRoom:  # too little to be read again each time, with all that lies beside it
+                return [taken]
 
-        columns = [(key,) for key in self.keys]
-        found = added(self.graph, columns, range(len(columns)), run, lambda a, b: a + b, local=True)
-        return _in_memory(slits, self.grid, _larger(found))
+        columns = [tuple(self.keys[i] for i in piece) for piece in pieces]
+        each = range(len(pieces))
+        found = added(self.graph, columns, each, run, lambda a, b: a + b, local=True)
+        return _here(slits, self.grid, found, room)
 
     def _lots(self) -> list[range]:
         """Those that one task takes: few large tasks, but two for every worker."""
-        if not self.local:
+        if self.room is None:
             return [range(i, i + 1) for i in range(len(self.keys))]
-        most = min(_PIXELS, -(-self.size // (2 * workers())))
-        lots, first, held = [], 0, 0
-        for i, size in enumerate(self.sizes):
-            if i > first and held + size > most:
-                lots.append(range(first, i))
-                first, held = i, 0
-            held += size
-        return [*lots, range(first, len(self.sizes))]
+        return _together(self.sizes, min(_PIXELS, -(-self.size // (2 * workers()))))
+
+
+def _together(sizes: Sequence[int], most: int) -> list[range]:
+    """Neighbours that come to no more than `most`."""
+    lots, first, held = [], 0, 0
+    for i, size in enumerate(sizes):
+        if i > first and held + size > most:
+            lots.append(range(first, i))
+            first, held = i, 0
+        held += size
+    return [*lots, range(first, len(sizes))]
 
 
 def _run(
     block: Block, seen: bool, start: int, lots: Sequence[list[Packed | Stored]], shared: Any
 ) -> Any:
-    parts: Parts = []
-    first = start
-    for one in chain.from_iterable(lots):
-        where = slice(start, start + one.slits)
-        parts += [(where, pixels) for pixels in one.pixels(seen=seen)]
-        start = where.stop
-    return block(slice(first, start), parts, shared)
+    def parts() -> Iterator[tuple[slice, Pixels]]:
+        first = start
+        for one in chain.from_iterable(lots):
+            where = slice(first, first + one.slits)
+            for pixels in one.pixels(seen=seen):
+                yield where, pixels
+            first = where.stop
+
+    stop = start + sum(one.slits for one in chain.from_iterable(lots))
+    return block(slice(start, stop), parts(), shared)
 
 
-def _taken(rows: NDArray[np.int64], lot: Sequence[Packed | Stored]) -> list[Packed]:
-    """Of consecutive slits those of some rows."""
-    out, start = [], 0
-    for one in lot:
-        own = rows[(rows >= start) & (rows < start + one.slits)] - start
-        if own.size:
-            out.append(one.load().take(own))
-        start += one.slits
+def _taken(
+    rows: Sequence[NDArray[np.int64]], lots: Sequence[Sequence[Packed | Stored]]
+) -> list[Packed]:
+    """Of the consecutive slits of each lot those of some rows."""
+    out = []
+    for mine, lot in zip(rows, lots, strict=True):
+        start = 0
+        for one in lot:
+            own = mine[(mine >= start) & (mine < start + one.slits)] - start
+            if own.size:
+                out.append(one.take(own))
+            start += one.slits
     return [Packed.joined(out)]
 
 
-def _larger(parts: list[Packed]) -> list[Packed]:
-    """The same in fewer pieces."""
-    out: list[Packed] = []
-    while parts:
-        n, size = 0, 0
-        while n < len(parts) and (n == 0 or size + parts[n].size <= _PIXELS // 4):
-            size += parts[n].size
-            n += 1
-        out.append(Packed.joined(parts[:n]))
-        del parts[:n]
-    return out
-
-
-def _in_memory(slits: xr.Dataset, grid: SpanGrid, parts: Sequence[Packed | Stored]) -> Held:
+def _here(slits: xr.Dataset, grid: SpanGrid, parts: Sequence[Packed | Stored], room: Room) -> Held:
     """Packed pixels of this process."""
     name = f"held-{uuid.uuid4().hex}"
     keys: list[Hashable] = [(name, i) for i in range(len(parts))]
     graph = {k: (Constant([part]),) for k, part in zip(keys, parts, strict=True)}
     lengths, sizes = [part.slits for part in parts], [part.size for part in parts]
-    return Held(slits, grid, sum(sizes), graph, keys, lengths, sizes, local=True)
+    return Held(slits, grid, sum(sizes), graph, keys, lengths, sizes, room)
 
 
 @dataclass
@@ -311,19 +321,22 @@ class Planes:
     @classmethod
     def of(cls, ds: xr.Dataset, grid: SpanGrid, sight: Sight | None = None) -> Planes:
         """Finds out which pixels are selected, once."""
+        n, *shape = ds["flux"].shape
+        rows = Rows.zeros(n, ((-(-math.prod(shape) // 8),), np.uint8))
 
-        def block(start: int, arrays: Sequence[NDArray], shared: Any) -> tuple[int, NDArray]:
+        def block(start: int, arrays: Sequence[NDArray], shared: Any) -> tuple[int, list[Piece]]:
             selected, wavelength = arrays
             inside = (wavelength >= grid.edges[0]) & (wavelength < grid.edges[-1])
-            flat = selected.reshape(len(selected), -1)
-            return int(np.count_nonzero(selected & inside)), np.packbits(flat, axis=1)
+            bits = np.packbits(selected.reshape(len(selected), -1), axis=1)
+            where = slice(start, start + len(selected))
+            return int(np.count_nonzero(selected & inside)), rows.put(where, bits)
 
-        def joined(a: tuple, b: tuple) -> tuple[int, NDArray]:
-            return a[0] + b[0], np.concatenate([a[1], b[1]])
+        def joined(a: tuple, b: tuple) -> tuple[int, list[Piece]]:
+            return a[0] + b[0], a[1] + b[1]
 
-        size, bits = reduce_blocks(ds, ["selected", "wavelength"], block, joined)
-        shape = ds["flux"].shape[1:]
-        mask = map_slits(_mask_block, ds["flux"], bits[:, None], dtype=np.bool_, shape=shape)
+        size, pieces = reduce_blocks(ds, ["selected", "wavelength"], block, joined)
+        (bits,) = rows.filled(pieces)
+        mask = map_slits(_mask_block, ds["flux"], bits[:, None], dtype=np.bool_, shape=tuple(shape))
         known = ds.assign(selected=(PIXEL_DIMS, mask, ds["selected"].attrs))
         slits = ds.drop_vars([str(n) for n, v in ds.variables.items() if v.ndim > 1])
         return cls(slits, grid, size, known, sight)
@@ -363,47 +376,14 @@ class Planes:
 
         looks = sight.columns if sight is not None else ()
         found = reduce_blocks(self.ds, ["selected", *looks, *names], run, lambda a, b: a + b)
-        return _in_memory(self.slits.isel(slit=rows), grid, _larger(found))
+        pieces = _together([one.size for one in found], _OF_PART)
+        joined = [Packed.joined(found[piece.start : piece.stop]) for piece in pieces]
+        return _here(self.slits.isel(slit=rows), grid, joined, Room(0, None))
 
 
 def _mask_block(mask: NDArray, *, shape: tuple[int, int]) -> NDArray[np.bool_]:
     bits = np.unpackbits(mask[:, 0], axis=1, count=shape[0] * shape[1])
     return bits.view(np.bool_).reshape(-1, *shape)
-
-
-class _NoRoom(Exception):
-    """Neither in memory nor for scratch files."""
-
-
-class _Room:
-    """Memory first, then scratch files: what there is room for, asked from several threads."""
-
-    def __init__(self, memory: int, stack: ExitStack | None):
-        self.left, self.stack = memory, stack
-        self.folder: Path | None = None
-        self.lock = threading.Lock()
-
-    def keep(self, start: int, packed: Packed) -> Packed | Stored:
-        with self.lock:
-            if packed.nbytes <= self.left:
-                self.left -= packed.nbytes
-                return packed
-            if self.stack is None:
-                raise _NoRoom
-            try:
-                if self.folder is None:
-                    place = dask.config.get("temporary-directory", None)
-                    folder = TemporaryDirectory(prefix="mbkg-xr-", dir=place)
-                    self.folder = Path(self.stack.enter_context(folder))
-                # Other threads write at the same time, and others need room, too.
-                if shutil.disk_usage(self.folder).free < 8 * packed.nbytes:
-                    raise _NoRoom
-            except OSError as error:
-                raise _NoRoom from error
-        try:
-            return packed.write(self.folder / f"{start}.pixels")
-        except OSError as error:
-            raise _NoRoom from error
 
 
 def _on_workers(
@@ -414,7 +394,7 @@ def _on_workers(
     arrays = [ds[name].data for name in ("selected", *looks, *pass_columns(ds))]
     make = partial(_pack_block, grid, sight)
     lots, lengths, sizes = held_lots(make, arrays, stack=stack)
-    return Held(slits, grid, sum(sizes), lots, [*lots], lengths, sizes, local=False)
+    return Held(slits, grid, sum(sizes), lots, [*lots], lengths, sizes)
 
 
 def _usual_size(ds: xr.Dataset) -> int:

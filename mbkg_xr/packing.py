@@ -125,10 +125,6 @@ class Packed(_Lot):
             return [self.selected]
         return [replace(self.selected, start=self.selected.start + self.barred), self.others]
 
-    def load(self) -> Packed:
-        """The same, in memory."""
-        return self
-
     def take(self, rows: NDArray[np.int64]) -> Packed:
         """Those of some of the slits."""
         return Packed(self.selected.take(rows), self.others.take(rows), self.barred[rows])
@@ -169,23 +165,43 @@ class Stored(_Lot):
 
     def pixels(self, *, seen: bool) -> list[Pixels]:
         """Those of a pass, or those that a look sees; reads them."""
-        if seen:
-            return self.load().pixels(seen=True)
-        with open(self.path, "rb") as file:
-            return [self._read(file, self.selected)]
-
-    def load(self) -> Packed:
-        """All of them, in memory."""
         with open(self.path, "rb") as file:
             selected = self._read(file, self.selected)
-            return Packed(selected, self._read(file, self.others), self.barred)
+            if not seen:
+                return [selected]
+            return Packed(selected, self._read(file, self.others), self.barred).pixels(seen=True)
+
+    def take(self, rows: NDArray[np.int64]) -> Packed:
+        """Those of some of the slits; reads no others."""
+        with open(self.path, "rb") as file:
+            selected = self._read_some(file, 0, self.selected, rows)
+            first = self.n_columns * self.selected.size
+            return Packed(
+                selected, self._read_some(file, first, self.others, rows), self.barred[rows]
+            )
+
+    def _read_some(
+        self, file: BinaryIO, first: int, part: Pixels, rows: NDArray[np.int64]
+    ) -> Pixels:
+        """Of columns that begin at the number `first`."""
+        counts = part.stop[rows] - part.start[rows]
+        stop = np.cumsum(counts)
+        columns = np.empty((self.n_columns, int(stop[-1])), dtype=np.float32)
+        for k, column in enumerate(columns):
+            for s, end, count in zip(rows, stop, counts, strict=True):
+                file.seek(4 * (first + k * part.size + int(part.start[s])))
+                column[end - count : end] = self._numbers(file, int(count))
+        return Pixels(tuple(columns), stop - counts, stop)
 
     def _read(self, file: BinaryIO, part: Pixels) -> Pixels:
-        count = self.n_columns * part.size
+        held = self._numbers(file, self.n_columns * part.size)
+        return replace(part, columns=tuple(held.reshape(self.n_columns, -1)))
+
+    def _numbers(self, file: BinaryIO, count: int) -> NDArray[np.float32]:
         held = np.fromfile(file, np.float32, count)
         if held.size != count:
             raise OSError(f"{self.path}: {held.size} of {count} numbers: was it cut off?")
-        return replace(part, columns=tuple(held.reshape(self.n_columns, -1)))
+        return held
 
 
 def planes(mask: NDArray[np.bool_], columns: Sequence[NDArray], grid: SpanGrid) -> Pixels:

@@ -114,6 +114,7 @@ def test_packed_pixels_are_the_selected_ones(chosen, tmp_path):
     names = ("flux", "error", "wavelength", "yrel", "var_rnoise", "var_poisson")
 
     def block(slits, parts, shared):
+        parts = list(parts)
         rows = [np.array([where.start, *p.start, *p.stop]) for where, p in parts]
         assert slits.stop - slits.start >= max((r.size - 1) // 2 for r in rows)
         out = []
