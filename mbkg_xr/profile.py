@@ -12,13 +12,17 @@ integrated out (`mbkg_xr.profile_sums`): where slits show no profile none is app
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import block_diag, cho_factor, cho_solve
+from scipy.linalg.lapack import dposv
 
+from .models.banded import banded_factor, second_differences
+from .models.basis import dense
 from .models.factor import low_rank
 from .profile_sums import (
     ORDER,
@@ -89,8 +93,9 @@ def solve_profile(
     values, factors = zip(*solved, strict=True)
     rank = max(f.shape[2] for f in factors)
     factor = np.array([np.pad(f, ((0, 0), (0, 0), (0, rank - f.shape[2]))) for f in factors])
-    parts = np.einsum("bo,kyor->kybr", basis, factor)
-    error = np.sqrt(np.square(parts).sum(axis=3))
+    spread = (factor @ np.swapaxes(factor, 2, 3)).reshape(*factor.shape[:2], -1)
+    both = (basis[:, :, None] * basis[:, None]).reshape(len(basis), -1)
+    error = np.sqrt(np.maximum(spread @ both.T, 0.0))
     known = tuple(kinds[i] for i in found)
     return ProfileTable(PROFILE_FIRST, PROFILE_STEP, np.array(values), error, known, factor, basis)
 
@@ -132,9 +137,9 @@ def _solve(
     # to first order each order's mean over the centres is taken off.
     variances, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(np.maximum(variances, 0.0))
-    root = low_rank(root).reshape(told.size, k, -1)
-    factor = np.einsum("ni,ikr->nkr", along, root)
-    return values, factor - np.einsum("n,nkr->kr", share, factor)
+    root = low_rank(root).reshape(told.size, -1)
+    factor = along @ root
+    return values, (factor - share @ factor).reshape(weight.size, k, -1)
 
 
 def _bars(places: NDArray, n_shutters: int) -> NDArray[np.bool_]:
@@ -154,45 +159,93 @@ def _averaged(
     Each strength of the prior counts by its marginal likelihood, so that the result is a smooth
     function of the data.
     """
-    size, n, k = right.size, bar.size, ORDER + 1
-    level = {
-        (centre, edge): _prior(np.where(bar[1:-1], edge, centre), 0)
+    n, k = bar.size, ORDER + 1
+    levels = [
+        _prior(np.where(bar[1:-1], edge, centre), 0)
         for centre, edge in product(strengths, strengths)
-    }
-    colours = {
-        colour: [_prior(np.full(n - 2, colour), order) for order in range(1, k)]
+    ]
+    # Orders of the series one after the other: the profile itself, which has one prior, and its
+    # change with wavelength, which has another and is eliminated first.
+    turn = np.arange(n * k).reshape(n, k).T.ravel()
+    gram, right = gram[np.ix_(turn, turn)], right[turn]
+    found = [
+        _Eliminated.of(gram, right, n, [_prior(np.full(n - 2, colour), o) for o in range(1, k)])
         for colour in strengths
-    }
-    found = []
-    for (of_level, log_level), of_colours in product(level.values(), colours.values()):
-        system = gram.reshape(n, k, n, k).copy()
-        system[:, 0, :, 0] += of_level
-        for order, (one, _) in enumerate(of_colours, 1):
-            system[:, order, :, order] += one
-        factor = cho_factor(
-            system.reshape(size, size), lower=True, overwrite_a=True, check_finite=False
-        )
-        mean = cho_solve(factor, right, check_finite=False)
-        determinants = 2 * float(np.log(factor[0].diagonal()).sum())
-        determinants -= log_level + sum(log for _, log in of_colours)
-        found.append((0.5 * (mean @ right - determinants), mean, factor))
-    evidence, means = (np.array([one[i] for one in found]) for i in (0, 1))
+    ]
+    tried = [[one.solve(*level) for level in levels] for one in found]
+    evidence = np.array([[score for score, _, _ in each] for each in tried])
     chance = np.exp(evidence - evidence.max())
     chance /= chance.sum()
-    mean = chance @ means
-    covariance = np.zeros((size, size) if errors else (0, 0))
-    for share, (_, one, factor) in zip(chance, found, strict=True):
-        if errors and share > _LEAST_CHANCE:
-            inverse = cho_solve(factor, np.eye(size), check_finite=False)
-            covariance += share * (inverse + np.outer(one - mean, one - mean))
-    covariance /= chance[chance > _LEAST_CHANCE].sum()
-    return mean, covariance
+    mean = np.zeros(n * k)
+    for one, each, shares in zip(found, tried, chance, strict=True):
+        mean += one.whole(np.array([level for _, level, _ in each]).T) @ shares
+    covariance = np.zeros((n * k, n * k) if errors else (0, 0))
+    if errors:
+        for one, each, shares in zip(found, tried, chance, strict=True):
+            counted = [i for i in range(len(levels)) if shares[i] > _LEAST_CHANCE]
+            for share, (_, level, factor) in ((shares[i], each[i]) for i in counted):
+                away = one.whole(level) - mean
+                covariance += share * (one.covariance(factor) + np.outer(away, away))
+        covariance /= chance[chance > _LEAST_CHANCE].sum()
+        covariance = covariance[np.ix_(np.argsort(turn), np.argsort(turn))]
+    return mean[np.argsort(turn)], covariance
+
+
+@dataclass
+class _Eliminated:
+    """Normal equations of the profile at one prior of its change with wavelength, the change
+    expressed by the profile: ``change = alone - pull @ profile``.
+    """
+
+    gram: Array
+    right: Array
+    alone: Array
+    pull: Array
+    factor: tuple[Array, bool]
+    score: float
+
+    @classmethod
+    def of(
+        cls, gram: Array, right: Array, n: int, priors: list[tuple[Array, float]]
+    ) -> _Eliminated:
+        change = gram[n:, n:] + block_diag(*(prior for prior, _ in priors))
+        factor = cho_factor(change, lower=True, overwrite_a=True, check_finite=False)
+        solved = cho_solve(factor, np.column_stack([right[n:], gram[n:, :n]]), check_finite=False)
+        alone, pull = solved[:, 0], solved[:, 1:]
+        score = alone @ right[n:] - _log_determinant(factor[0]) + sum(log for _, log in priors)
+        left = gram[:n, :n] - gram[:n, n:] @ pull
+        return cls(left, right[:n] - gram[:n, n:] @ alone, alone, pull, factor, score)
+
+    def solve(self, prior: Array, log: float) -> tuple[float, Array, tuple[Array, bool]]:
+        """Logarithm of the marginal likelihood with one prior of the profile; the profile; and the
+        factor of the inverse of its covariance.
+        """
+        factor, level, failed = dposv(self.gram + prior, self.right, lower=1)
+        if failed:
+            raise np.linalg.LinAlgError("not positive definite")
+        score = level @ self.right - _log_determinant(factor) + log
+        return 0.5 * (self.score + score), level, (factor, True)
+
+    def whole(self, level: Array) -> Array:
+        """Profile and change, from one profile or from several ``(place, profile)``."""
+        alone = self.alone.reshape(-1, *[1] * (level.ndim - 1))
+        return np.concatenate([level, alone - self.pull @ level])
+
+    def covariance(self, factor: tuple[Array, bool]) -> Array:
+        """Of both, from the factor for the profile."""
+        n, m = self.gram.shape[0], self.pull.shape[0]
+        level = cho_solve(factor, np.eye(n), check_finite=False)
+        across = -self.pull @ level
+        change = cho_solve(self.factor, np.eye(m), check_finite=False) - across @ self.pull.T
+        return np.block([[level, across.T], [across, change]])
+
+
+def _log_determinant(factor: Array) -> float:
+    return 2 * float(np.log(factor.diagonal()).sum())
 
 
 def _prior(strength: Array, order: int) -> tuple[Array, float]:
     """One order's precision and its log determinant: second differences, and a wide normal."""
-    second = np.diff(np.eye(strength.size + 2), 2, axis=0)
-    weight = 1 / np.square(_BEND[order] * strength)
-    out = second.T @ (weight[:, None] * second)
-    out[np.diag_indices_from(out)] += 1 / _WIDE[order] ** 2
-    return out, 2 * float(np.log(np.linalg.cholesky(out).diagonal()).sum())
+    bands = second_differences(1 / np.square(_BEND[order] * strength))
+    bands[0] += 1 / _WIDE[order] ** 2
+    return dense(bands), 2 * float(np.log(banded_factor(bands)[:, 0]).sum())

@@ -14,16 +14,21 @@ from numpy.typing import NDArray
 from ..kernels import kernel
 
 __all__ = [
+    "DIFFERENCE",
     "accumulate_normal",
     "banded_factor",
     "banded_solve",
     "inverse_bands",
     "quadratic_forms",
+    "second_differences",
     "trace_of_product",
     "without_each",
 ]
 
 Array = NDArray[np.float64]
+
+#: Second difference of three coefficients.
+DIFFERENCE = np.array([1.0, -2.0, 1.0])
 
 
 @kernel
@@ -192,6 +197,22 @@ def quadratic_forms(bands: Array, rhs: Array, coefficients: Array) -> Array:
     out = np.empty(bands.shape[0])
     wide = np.broadcast_to(coefficients, rhs.shape)
     _quadratic(bands, rhs, np.ascontiguousarray(wide), out)
+    return out
+
+
+def second_differences(weight: Array) -> Array:
+    """Bands of ``D.T diag(weight) D``, D the second differences of the coefficients.
+
+    Examples
+    --------
+    >>> second_differences(np.array([2.0])).tolist()
+    [[2.0, 8.0, 2.0], [-4.0, -4.0, 0.0], [2.0, 0.0, 0.0]]
+    """
+    n = weight.size
+    out = np.zeros((3, n + 2))
+    for a in range(3):
+        for b in range(a + 1):
+            out[a - b, b : b + n] += DIFFERENCE[a] * DIFFERENCE[b] * weight
     return out
 
 

@@ -16,10 +16,12 @@ from scipy.linalg import cho_solve_banded
 
 from ..errors import ParameterError
 from .banded import (
+    DIFFERENCE,
     banded_factor,
     banded_solve,
     inverse_bands,
     quadratic_forms,
+    second_differences,
     trace_of_product,
     without_each,
 )
@@ -40,7 +42,6 @@ __all__ = ["CRITERIA", "Candidate", "OnOffer", "PenalisedSystem", "best_of", "ch
 
 Array = NDArray[np.float64]
 
-_DIFFERENCE = np.array([1.0, -2.0, 1.0])
 _WINDOW = 8  # detector pixels over which an adapted penalty may change
 # Local weights begin this much below the common one: a line that was smoothed away at first would
 # leave no trace to find it by.
@@ -139,11 +140,8 @@ class PenalisedSystem:
 
     def penalty_bands(self, weight: float | Array) -> Array:
         """Bands of the penalty with one weight for all differences, or one for each."""
-        d = self.information * weight
         out = np.zeros_like(self.total[0])
-        for a in range(3):
-            for b in range(a + 1):
-                out[a - b, b : b + d.size] += _DIFFERENCE[a] * _DIFFERENCE[b] * d
+        out[:3] = second_differences(self.information * weight)
         return out
 
     def _squared_differences(self, inverse: Array) -> Array:
@@ -151,9 +149,9 @@ class PenalisedSystem:
         n = self.information.size
         out = np.zeros(n)
         for a in range(3):
-            out += _DIFFERENCE[a] ** 2 * inverse[0, a : a + n]
+            out += DIFFERENCE[a] ** 2 * inverse[0, a : a + n]
             for b in range(a):
-                out += 2 * _DIFFERENCE[a] * _DIFFERENCE[b] * inverse[a - b, b : b + n]
+                out += 2 * DIFFERENCE[a] * DIFFERENCE[b] * inverse[a - b, b : b + n]
         return out
 
     def adapted_penalty(self, dispersion: float | None = None) -> Array:
@@ -190,7 +188,7 @@ class PenalisedSystem:
         node = np.argmax(hats, axis=1)
         d = self.information * weight
         share = hats * (weight[node][:, None] * self.information)
-        second = np.convolve(coefficient, _DIFFERENCE, "valid")
+        second = np.convolve(coefficient, DIFFERENCE, "valid")
         half = covariance[:, :-2] - 2 * covariance[:, 1:-1] + covariance[:, 2:]
         explained = -(half[:-2] - 2 * half[1:-1] + half[2:])
         explained[np.diag_indices(n)] += 1 / d
@@ -227,7 +225,7 @@ class PenalisedSystem:
                 chi2 = squares + float(quadratic_forms(bands[None], right[None], c[None])[0])
                 excess = chi2 / max(pixels - trace_of_product(inverse, bands), 1.0)
             found = hats @ (1 / d - self.information * self._squared_differences(inverse))
-            asked = np.convolve(c, _DIFFERENCE, "valid") ** 2
+            asked = np.convolve(c, DIFFERENCE, "valid") ** 2
             asked = hats @ (self.information * asked) / max(excess, np.finfo(float).tiny)
             usual = float(np.median(weight))
             grown = (weight * np.maximum(found, 0) + prior) / (asked + prior / usual + 1e-300)
