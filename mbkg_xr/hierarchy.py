@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from .kernels import kernel
 from .populations import sum_by
 from .slit_algebra import (
     add_on_places,
@@ -64,17 +65,35 @@ def likely_variance(squares: Array, effective: Array, present: Array, prior: Arr
     >>> bool(np.sqrt(tau[0]) < 0.04)
     True
     """
-    if squares.shape[0] > 4:
-        # Slits told by no data are no members; those whose data differ wildly must not widen what
-        # is allowed to all others.
-        told = effective.mean(axis=1) > 0.01 * effective.mean()
-        usual = np.median(squares[told], axis=0) / 0.455 if told.any() else squares.max(axis=0)
-        squares = np.minimum(squares, 9 * np.maximum(usual, 0.04 * np.minimum(present, prior)))
+    up, down = np.zeros((2, present.size))
+    _sum_bounded(squares, effective, np.minimum(present, prior), up, down)
     away = 2 * np.log(prior / present) / _DOUBT**2
-    up = squares.sum(axis=0) / present + np.maximum(away, 0)
-    down = np.maximum(effective.sum(axis=0), 0) + np.maximum(-away, 0)
+    up = up / present + np.maximum(away, 0)
+    down = np.maximum(down, 0) + np.maximum(-away, 0)
     # A step of at most a factor of 30: early means are not settled yet.
     return present * np.clip((up + 1e-3) / (down + 1e-3), 1 / 30, 30)
+
+
+@kernel
+def _sum_bounded(squares, effective, least, up, down):  # pragma: no cover - compiled
+    n, k = squares.shape
+    bound = np.full(k, np.inf)
+    if n > 4:
+        # Slits told by no data are no members; those whose data differ wildly must not widen what
+        # is allowed to all others.
+        told = np.empty(n)
+        for i in range(n):
+            told[i] = effective[i].sum()
+        members = np.flatnonzero(told > 0.01 * told.sum() / n)
+        for j in range(k):
+            usual = squares[:, j].max()
+            if members.size:
+                usual = np.median(squares[members, j]) / 0.455
+            bound[j] = 9 * max(usual, 0.04 * least[j])
+    for i in range(n):
+        for j in range(k):
+            up[j] += min(squares[i, j], bound[j])
+            down[j] += effective[i, j]
 
 
 @dataclass(frozen=True)
@@ -149,14 +168,14 @@ class Hierarchy:
     def step(self, data: Array, right: Array) -> Hierarchy:
         """One round, from each slit's information matrix and right-hand side."""
         # Information on the means, with the slits' own parts integrated out.
-        own, seen, said = np.empty_like(data), np.empty_like(data), np.empty_like(right)
+        own, seen, said = np.empty_like(right), np.empty_like(data), np.empty_like(right)
         integrate_own(data, right, self.tau[1], own, seen, said)
         place_tau, common, level, spread, of_level = self._slitlets(seen, said)
         drift, wide = self._exposures(seen, said, common)
         alone, variance = np.empty_like(right), np.empty_like(right)
         own_parts(
-            data, right, own, self.slitlet, self.exposure, common, drift, spread, wide,
-            alone, variance,
+            seen, said, self.tau[1], own, self.slitlet, self.exposure, common, drift, spread,
+            wide, alone, variance,
         )  # fmt: skip
         tau = np.stack(
             [

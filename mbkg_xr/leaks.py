@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .hierarchy import likely_variance
-from .slit_algebra import add_up_bins, shutter_parts, shutter_rests
+from .slit_algebra import add_up_bins, shutter_parts, shutter_rests, slit_parts
 
 __all__ = ["EXPECTED_LEAK", "EXPECTED_LEVEL", "Own", "Shutters"]
 
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 EXPECTED_LEVEL = 0.006  # shutters of one slit are expected to differ by this much
 _LOT = 4096
-_OF_SLITS = ("weight", "excess", "sky", "beside", "light", "keep", "gram", "linear")
+_OF_SLITS = ("weight", "excess", "sky", "beside", "light", "keep", "told", "gram", "linear")
 EXPECTED_LEAK = (0.006, 0.010)  # share of a source's light in the shutter beside it: mean, scatter
 _FAR = 0.1  # that two shutters away, as a share of the one beside
 
@@ -54,6 +54,8 @@ class Shutters:
         ``(b, k)``, of what all shutters of a slit share: its scale, and its exposure's pedestal.
     keep
         ``(s, z)``, shutters in use.
+    told
+        ``(s, z)``, shutters without a source that have pixels.
     gram, linear
         ``(s, z, k + 1, k + 1)`` and ``(s, z, k + 1)``: weighted sums over bins of the products of
         the basis and, last, the light with each other, and sums of the excess with each.
@@ -66,11 +68,13 @@ class Shutters:
     light: Array
     basis: Array
     keep: NDArray[np.bool_]
+    told: NDArray[np.bool_] = field(init=False)
     gram: Array = field(init=False)
     linear: Array = field(init=False)
 
     def __post_init__(self) -> None:
         n = self.basis.shape[1] + 1
+        self.told = self.sky & (self.weight.sum(axis=2) > 0)
         self.gram = np.zeros((*self.keep.shape, n, n))
         self.linear = np.zeros((*self.keep.shape, n))
         add_up_bins(self.weight, self.excess, self.basis, self.light, self.gram, self.linear)
@@ -78,10 +82,15 @@ class Shutters:
     def lots(self) -> Iterator[tuple[slice, Shutters]]:
         """Some slits at a time: what is between takes more room than what is found."""
         for first in range(0, len(self.keep), _LOT):
-            lot, part = slice(first, first + _LOT), copy(self)
-            for name in _OF_SLITS:
-                setattr(part, name, getattr(self, name)[lot])
-            yield lot, part
+            lot = slice(first, first + _LOT)
+            yield lot, self.part(lot)
+
+    def part(self, slits: slice | NDArray[np.int64]) -> Shutters:
+        """Of some slits."""
+        out = copy(self)
+        for name in _OF_SLITS:
+            setattr(out, name, getattr(self, name)[slits])
+        return out
 
     def parts(self, own: Own) -> tuple[Array, Array]:
         """Each shutter's information matrix and right-hand side; what is its own integrated out."""
@@ -91,9 +100,13 @@ class Shutters:
         shutter_parts(self.gram, self.linear, self.keep, *prior, own.level, data, right)
         return data, right
 
-    def told(self) -> NDArray[np.bool_]:
-        """``(s, z)``: shutters without a source that have pixels."""
-        return self.sky & (self.weight.sum(axis=2) > 0)
+    def together(self, own: Own) -> tuple[Array, Array]:
+        """The same of all shutters of each slit: ``(s, k, k)`` and ``(s, k)``."""
+        n, k = len(self.keep), self.basis.shape[1]
+        data, right = np.zeros((n, k, k)), np.zeros((n, k))
+        prior = self.leak_prior(own.leak)
+        slit_parts(self.gram, self.linear, self.keep, *prior, own.level, data, right)
+        return data, right
 
     def stray_and_level(self, scale: Array, own: Own) -> tuple[Array, Array, Array]:
         """``(s, z, 2)``, leak and level of each shutter given the scales, their covariance, and
@@ -125,7 +138,7 @@ class Shutters:
             + light**2 / precision
             + own.level
         )
-        return np.where(self.told(), over / np.sqrt(variance), 0.0)
+        return np.where(self.told, over / np.sqrt(variance), 0.0)
 
     def surplus(self, scale: Array, own: Own) -> Array:
         """``(s, z)``: what each shutter holds over its slit's scale, as a share of the sky."""

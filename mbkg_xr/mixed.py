@@ -29,7 +29,7 @@ from .leaks import EXPECTED_LEAK, EXPECTED_LEVEL, Own, Shutters
 from .populations import quadratic, ranks, source_light
 from .scales import Scales, SlitScales
 from .shutters import ShutterSums, sky_shutters
-from .slit_algebra import inverses
+from .slit_algebra import inverses, solve_each
 from .terms import FIRST_SHUTTER, N_SHUTTERS
 from .vetoes import Veto, find_vetoes
 
@@ -86,16 +86,17 @@ def solve_scales(
         (means, own), rounds = before.reached, _FURTHER
     limit = np.inf if options.slit_veto is None else options.slit_veto
     veto = find_vetoes(sums, shutters, own, means.slitlet, means.exposure, prior, limit)
-    sky = shutters.told() & ~veto.slit[:, None]
+    sky = shutters.told & ~veto.slit[:, None]
     shutters.keep = sky.copy()
     for number in range(rounds):
         if number in _VETO_ROUNDS:
             if number == _VETO_ROUNDS[0]:
                 shutters.keep = sky.copy()
             _veto(shutters, means, own, options.veto)
-        data, right = _together(shutters, own)
+        data, right = shutters.together(own)
         means = means.step(data, right)
-        scale, _ = _posterior(data, right, means.mean(), None, means.tau[1])
+        scale = np.empty_like(right)
+        solve_each(data, right, means.mean(), means.tau[1], scale)
         own = shutters.found(scale, own)
     return _found(shutters, means, own, n, veto)
 
@@ -144,30 +145,30 @@ def _within(sums: ShutterSums) -> tuple[Array, Array]:
 
 def _veto(shutters: Shutters, means: Hierarchy, own: Own, limit: float) -> None:
     """Leave out shutters that exceed what the others of their slit allow, the worst first."""
+    rows = np.arange(len(shutters.keep))
     for _ in range(N_SHUTTERS):
-        excess = np.where(shutters.keep, _excess(shutters, means, own), -np.inf)
+        # A slit of which no shutter went is what it was.
+        excess = np.where(shutters.keep[rows], _excess(shutters, means, own, rows), -np.inf)
         worst = np.argmax(excess, axis=1)
-        rows = np.flatnonzero(excess[np.arange(worst.size), worst] > limit)
-        if not rows.size:
+        beyond = excess[np.arange(worst.size), worst] > limit
+        if not beyond.any():
             break
-        shutters.keep[rows, worst[rows]] = False
+        rows = rows[beyond]
+        shutters.keep[rows, worst[beyond]] = False
 
 
-def _excess(shutters: Shutters, means: Hierarchy, own: Own) -> Array:
+def _excess(
+    shutters: Shutters, means: Hierarchy, own: Own, rows: NDArray[np.int64] | None = None
+) -> Array:
     """``(s, z)``: level of each shutter over what its slit's others say, in its errors."""
     mean, tau = means.mean(), means.tau[1]
+    if rows is not None and rows.size < len(mean):
+        shutters, mean = shutters.part(rows), mean[rows]
     out = [
         part.excess_over(*_without_each(part, own, mean[lot], None, tau), own)
         for lot, part in shutters.lots()
     ]
     return np.concatenate(out)
-
-
-def _together(shutters: Shutters, own: Own) -> tuple[Array, Array]:
-    """``(s, k, k)`` and ``(s, k)``: what all shutters of a slit say of it."""
-    parts = [[part.sum(axis=1) for part in some.parts(own)] for _, some in shutters.lots()]
-    data, right = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return data, right
 
 
 def _without_each(
@@ -199,7 +200,7 @@ def _hidden(shutters: Shutters, means: Hierarchy, scale: Array, own: Own, veto: 
     """``(slit,)``: variance by second sources in slits of one sky shutter, which has no other that
     would show them: as frequent, and as bright, as in the shutters of other slits.
     """
-    told = shutters.told() & ~veto.slit[:, None]
+    told = shutters.told & ~veto.slit[:, None]
     several = told & (told.sum(axis=1) > 1)[:, None]
     surplus = np.square(shutters.surplus(scale, own))
     # Of brighter ones the whole slit is left out.
@@ -211,7 +212,7 @@ def _hidden(shutters: Shutters, means: Hierarchy, scale: Array, own: Own, veto: 
 
 def _found(shutters: Shutters, means: Hierarchy, own: Own, n: int, veto: Veto) -> SlitScales:
     """The first `n` coefficients are a scale's, the last, if there is one more, a pedestal."""
-    data, right = _together(shutters, own)
+    data, right = shutters.together(own)
     mean, of_mean, tau = means.mean(), means.covariance(), means.tau[1]
     scale, covariance = _posterior(data, right, mean, of_mean, tau)
     found, rest = [], np.zeros(2)

@@ -9,6 +9,8 @@ import xarray as xr
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
 
+from .kernels import kernel
+
 __all__ = ["quadratic", "ranks", "source_light", "sum_by"]
 
 Array = NDArray[np.float64]
@@ -23,9 +25,17 @@ def ranks(slits: xr.Dataset, names: Sequence[str]) -> NDArray[np.int64]:
 
 
 def sum_by(index: NDArray[np.int64], values: Array, n: int) -> Array:
+    """``(n, ...)``: sums of the members of each population."""
     out = np.zeros((n, *values.shape[1:]))
-    np.add.at(out, index, values)
+    _add_up(index, values.reshape(index.size, -1), out.reshape(n, -1))
     return out
+
+
+@kernel
+def _add_up(index, values, out):  # pragma: no cover - compiled
+    for i in range(index.size):
+        for k in range(values.shape[1]):
+            out[index[i], k] += values[i, k]
 
 
 def source_light(weight: Array, excess: Array, phase: Array) -> Array:

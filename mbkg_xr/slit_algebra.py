@@ -16,9 +16,14 @@ __all__ = [
     "add_up_bins",
     "integrate_own",
     "inverses",
+    "least_scores",
+    "middles_of",
     "own_parts",
+    "shortest_half",
     "shutter_parts",
     "shutter_rests",
+    "slit_parts",
+    "solve_each",
     "spread_of_places",
 ]
 
@@ -63,51 +68,71 @@ def _invert(a):  # pragma: no cover - compiled
 
 @kernel
 def integrate_own(data, right, tau, own, seen, said):  # pragma: no cover - compiled
-    """Information on the means, each slit's own part of variance `tau` integrated out."""
+    """Information on the means, each slit's own part of variance `tau` integrated out; `own`
+    becomes the variances of that part.
+
+    ``D - D (D + T)^-1 D = T (D + T)^-1 D``, without a difference of large numbers.
+    """
     k = tau.size
-    pull = np.empty((k, k))
+    inverse = np.empty((k, k))
     for s in range(data.shape[0]):
-        own[s] = data[s]
+        inverse[:] = data[s]
         for i in range(k):
-            own[s, i, i] += 1 / tau[i]
-        _invert(own[s])
+            inverse[i, i] += 1 / tau[i]
+        _invert(inverse)
         for i in range(k):
-            said[s, i] = right[s, i]
+            own[s, i] = inverse[i, i]
+            heard = 0.0
+            for m in range(k):
+                heard += inverse[i, m] * right[s, m]
+            said[s, i] = heard / tau[i]
             for j in range(k):
-                pull[i, j] = 0.0
+                total = 0.0
                 for m in range(k):
-                    pull[i, j] += data[s, i, m] * own[s, m, j]
-                said[s, i] -= pull[i, j] * right[s, j]
-        for i in range(k):
-            for j in range(k):
-                seen[s, i, j] = data[s, i, j]
-                for m in range(k):
-                    seen[s, i, j] -= pull[i, m] * data[s, m, j]
+                    total += inverse[i, m] * data[s, m, j]
+                seen[s, i, j] = total / tau[i]
 
 
 @kernel
 def own_parts(
-    data, right, own, slitlet, exposure, common, drift, spread, wide, alone, variance
+    seen, said, tau, own, slitlet, exposure, common, drift, spread, wide, alone, variance
 ):  # pragma: no cover - compiled
-    """Each slit's own part, and the variances of its coefficients."""
-    k = right.shape[1]
-    kept, left = np.empty((k, k)), np.empty(k)
-    for s in range(data.shape[0]):
+    """Each slit's own part, and the variances of its coefficients, from `integrate_own`."""
+    k = tau.size
+    of_mean, moved = np.empty((k, k)), np.empty(k)
+    for s in range(seen.shape[0]):
         c, e = slitlet[s], exposure[s]
         for i in range(k):
-            left[i] = right[s, i]
             for j in range(k):
-                left[i] -= data[s, i, j] * (common[c, j] + drift[e, j])
-                # Of a change of the mean, what goes over to the slit's own part.
-                kept[i, j] = 0.0
-                for m in range(k):
-                    kept[i, j] += data[s, i, m] * own[s, m, j]
+                of_mean[i, j] = spread[c, i, j] + wide[e, i, j]
         for i in range(k):
-            alone[s, i], variance[s, i] = 0.0, own[s, i, i]
+            left, more = said[s, i], 0.0
             for j in range(k):
-                alone[s, i] += own[s, i, j] * left[j]
+                left -= seen[s, i, j] * (common[c, j] + drift[e, j])
+            for j in range(k):
+                # Of a change of the mean, what goes over to the slit's own part.
+                moved[j] = 0.0
                 for m in range(k):
-                    variance[s, i] += kept[j, i] * (spread[c, j, m] + wide[e, j, m]) * kept[m, i]
+                    moved[j] += seen[s, i, m] * of_mean[m, j]
+                more += moved[j] * seen[s, i, j]
+            alone[s, i] = tau[i] * left
+            variance[s, i] = own[s, i] + tau[i] * tau[i] * more
+
+
+@kernel
+def solve_each(data, right, mean, tau, scale):  # pragma: no cover - compiled
+    """The coefficients of each slit, those of variance `tau` about a mean."""
+    k = tau.size
+    inverse = np.empty((k, k))
+    for s in range(data.shape[0]):
+        inverse[:] = data[s]
+        for i in range(k):
+            inverse[i, i] += 1 / tau[i]
+        _invert(inverse)
+        for i in range(k):
+            scale[s, i] = 0.0
+            for j in range(k):
+                scale[s, i] += inverse[i, j] * (right[s, j] + mean[s, j] / tau[j])
 
 
 @kernel
@@ -172,22 +197,42 @@ def shutter_parts(
     gram, linear, keep, mean, precision, level, data, right
 ):  # pragma: no cover - compiled
     """Information of each shutter in use on the basis, its leak and level integrated out."""
-    k = right.shape[2]
     for s in range(keep.shape[0]):
         for z in range(keep.shape[1]):
-            if not keep[s, z]:
-                continue
-            g, c = gram[s, z], linear[s, z]
-            a, b, d = g[k, k] + precision[s, z], g[k, 0], g[0, 0] + 1 / level
-            determinant = a * d - b * b
-            stray, own = c[k] + precision[s, z] * mean[s, z], c[0]
-            for i in range(k):
-                # The product of the i-th function with leak and level, times the inverse.
-                of_leak = (d * g[i, k] - b * g[i, 0]) / determinant
-                of_level = (a * g[i, 0] - b * g[i, k]) / determinant
-                for j in range(k):
-                    data[s, z, i, j] = g[i, j] - of_leak * g[j, k] - of_level * g[j, 0]
-                right[s, z, i] = c[i] - of_leak * stray - of_level * own
+            if keep[s, z]:
+                _add_part(
+                    gram[s, z], linear[s, z], mean[s, z], precision[s, z], level,
+                    data[s, z], right[s, z],
+                )  # fmt: skip
+
+
+@kernel
+def slit_parts(
+    gram, linear, keep, mean, precision, level, data, right
+):  # pragma: no cover - compiled
+    """The same of all shutters of each slit together."""
+    for s in range(keep.shape[0]):
+        for z in range(keep.shape[1]):
+            if keep[s, z]:
+                _add_part(
+                    gram[s, z], linear[s, z], mean[s, z], precision[s, z], level,
+                    data[s], right[s],
+                )  # fmt: skip
+
+
+@kernel
+def _add_part(g, c, mean, precision, level, data, right):  # pragma: no cover - compiled
+    k = right.size
+    a, b, d = g[k, k] + precision, g[k, 0], g[0, 0] + 1 / level
+    determinant = a * d - b * b
+    stray, own = c[k] + precision * mean, c[0]
+    for i in range(k):
+        # The product of the i-th function with leak and level, times the inverse.
+        of_leak = (d * g[i, k] - b * g[i, 0]) / determinant
+        of_level = (a * g[i, 0] - b * g[i, k]) / determinant
+        for j in range(k):
+            data[i, j] += g[i, j] - of_leak * g[j, k] - of_level * g[j, 0]
+        right[i] += c[i] - of_leak * stray - of_level * own
 
 
 @kernel
@@ -207,3 +252,48 @@ def shutter_rests(gram, linear, keep, scale, mean, precision, out):  # pragma: n
             out[s, z, 0] = g[0, 0] - told * g[k, 0]
             out[s, z, 1] = own - told * (stray + precision[s, z] * mean[s, z])
             out[s, z, 2], out[s, z, 3] = g[k, k], stray
+
+
+# ------------------------------------------------------------------------------------------------
+# Slits against all others
+
+
+@kernel
+def shortest_half(ordered):  # pragma: no cover - compiled
+    """Middle and half width of the shortest interval that holds half of some rising values."""
+    half = (ordered.size + 1) // 2
+    first, width = 0, np.inf
+    for i in range(ordered.size - half + 1):
+        if ordered[i + half - 1] - ordered[i] < width:
+            first, width = i, ordered[i + half - 1] - ordered[i]
+    middle = 0.5 * (ordered[first + (half - 1) // 2] + ordered[first + half // 2])
+    return middle, width / 2
+
+
+@kernel
+def middles_of(ordered, group, least, out):  # pragma: no cover - compiled
+    """The middles of the groups of at least so many of some rising values; not of group 0."""
+    end = np.zeros(out.size + 1, dtype=np.int64)
+    for g in group:
+        end[g + 1] += 1
+    end = np.cumsum(end)
+    start = end[:-1].copy()
+    sorted_by = np.empty(ordered.size)
+    for i in range(ordered.size):
+        sorted_by[start[group[i]]] = ordered[i]
+        start[group[i]] += 1
+    for g in range(1, out.size):
+        if end[g + 1] - end[g] >= least:
+            out[g] = shortest_half(sorted_by[end[g] : end[g + 1]])[0]
+
+
+@kernel
+def least_scores(value, variance, middle, width, away, score):  # pragma: no cover - compiled
+    """Of the choices of each slit the least departure in units of its error, and that error."""
+    for s in range(value.shape[0]):
+        score[s] = np.inf
+        for c in range(value.shape[1]):
+            off = value[s, c] - middle[s]
+            z = abs(off) / np.sqrt(width + variance[s, c])
+            if z < score[s]:
+                away[s], score[s] = off, z

@@ -12,7 +12,7 @@ shutters is none of these: that shutter is another matter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .leaks import Own, Shutters
 from .populations import sum_by
 from .shutters import ShutterSums
-from .slit_algebra import inverses
+from .slit_algebra import inverses, least_scores, middles_of, shortest_half
 
 __all__ = ["EVIDENCE", "MOST_VETOED", "Veto", "find_vetoes"]
 
@@ -112,23 +112,24 @@ def find_vetoes(
         In standard deviations.
     """
     n = slitlet.size
-    weight, excess = sums.weight + sums.far[:, 0], sums.excess + sums.far[:, 1]
-    told = shutters.sky & (weight.sum(axis=2) > 0)
+    told, ratio = _told(sums, shutters)
     seen = np.flatnonzero(told.any(axis=1))
     departure, score = np.zeros((2, n, len(EVIDENCE)))
     at = np.zeros(n, dtype=np.int64)
     vetoed = np.zeros(n, dtype=np.bool_)
     if seen.size < _LEAST:
         return Veto(vetoed, departure, score, at, int(seen.size), 0, limit)
-    _against_middle(weight, excess, told)
+    times = np.maximum(1 + _middle(ratio), _LEAST_SKY)
+    del ratio
     members = np.unique(slitlet[seen]).size
     # Visits to a single slitlet are as good as slitlets.
     count = members if members > 1 else seen.size
-    every = (
-        replace(some, weight=weight[lot], excess=excess[lot], keep=told[lot])
-        for lot, some in shutters.lots()
-    )
-    coefficients, bins = _by_itself(every, own, prior)
+    choices = int(told.sum(axis=1).max()) + 1
+
+    def every() -> Iterator[Shutters]:
+        return (_against(times, sums, some, lot, told[lot]) for lot, some in shutters.lots())
+
+    coefficients, bins = _by_itself(every, own, prior, choices)
     many = _exposures(exposure[seen])
     value, variance, expected = coefficients
     floor = np.where(np.arange(prior.size) > 0, _FLOOR_OF_COLOUR, _FLOOR)
@@ -154,25 +155,49 @@ def find_vetoes(
     return Veto(vetoed, departure, score, at, int(seen.size), suspect, limit)
 
 
-def _against_middle(weight: Array, excess: Array, told: NDArray[np.bool_]) -> None:
-    """Make of sums against the master, which slits that are no sky may have spoilt, such against
-    the middle of all slits in each bin.
+def _told(sums: ShutterSums, shutters: Shutters) -> tuple[NDArray[np.bool_], Array]:
+    """``(slit, shutter)``: sky with pixels, outliers or not; and ``(slit, bin)``: what these
+    shutters hold over the master, NaN where there are no pixels.
     """
-    middle = np.zeros(weight.shape[2])
-    for b in range(middle.size):
-        w, e = ((part[:, :, b] * told).sum(axis=1) for part in (weight, excess))
-        if (w > 0).sum() >= _LEAST:
-            middle[b] = _shorth(e[w > 0] / w[w > 0])[0]
-    times = np.maximum(1 + middle, _LEAST_SKY)
+    told, ratio = [], []
+    for lot, some in shutters.lots():
+        weight, excess = _with_far(sums, lot)
+        told.append(some.sky & (weight.sum(axis=2) > 0))
+        w, e = ((part * told[-1][:, :, None]).sum(axis=1) for part in (weight, excess))
+        ratio.append(np.where(w > 0, e / np.where(w > 0, w, 1.0), np.nan))
+    return np.concatenate(told), np.concatenate(ratio)
+
+
+def _with_far(sums: ShutterSums, lot: slice) -> tuple[Array, Array]:
+    far = sums.far[lot]
+    return sums.weight[lot] + far[:, 0], sums.excess[lot] + far[:, 1]
+
+
+def _middle(ratio: Array) -> Array:
+    """``(bin,)``: what the middle of all slits holds over the master."""
+    out = np.zeros(ratio.shape[1])
+    for b, values in enumerate(ratio.T):
+        known = values[~np.isnan(values)]
+        if known.size >= _LEAST:
+            out[b] = _shorth(known)[0]
+    return out
+
+
+def _against(
+    times: Array, sums: ShutterSums, some: Shutters, lot: slice, told: NDArray[np.bool_]
+) -> Shutters:
+    """Those of some slits that say anything, with sums against the middle of all slits in each
+    bin, in place of those against the master, which slits that are no sky may have spoilt.
+    """
     # Of m (1 + c): sum m^2 (1 + c)^2 / v, and sum m (1 + c) (y - m (1 + c)) / v.
-    for w, e in zip(weight, excess, strict=True):
-        e -= (times - 1) * w
-        e *= times
-        w *= times**2
+    weight, excess = _with_far(sums, lot)
+    excess = (excess - (times - 1) * weight) * times
+    some = replace(some, weight=weight * times**2, excess=excess, keep=told)
+    return some.part(np.flatnonzero(told.any(axis=1)))
 
 
 def _by_itself(
-    lots: Iterable[Shutters], own: Own, prior: Array
+    every: Callable[[], Iterator[Shutters]], own: Own, prior: Array, choices: int
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
     """What slits say by themselves, of all their shutters and of all but each one.
 
@@ -181,48 +206,53 @@ def _by_itself(
     ``(slit, choice, bin)``, what is left of the bins, and its variance. Of slits that say anything.
     """
     n = prior.size
-    parts = [_of_choices(some, own, n) for some in lots]
-    data, right, left, noise = (np.concatenate(column) for column in zip(*parts, strict=True))
-    del parts
-    covariance = inverses(data + np.eye(n) / _FREE**2)
-    free = (covariance @ right[..., None])[..., 0]
-    usual = np.median(data[:, 0], axis=0) + np.eye(n) * 1e-6 * np.median(data[:, 0, 0, 0])
-    turn = np.linalg.cholesky(usual + np.eye(n) / _FREE**2).T
+    ridge = np.eye(n) / _FREE**2
+    whole = np.concatenate([some.parts(own)[0][..., :n, :n].sum(axis=1) for some in every()])
+    usual = np.median(whole, axis=0)
+    usual += np.eye(n) * 1e-6 * usual[0, 0]
+    turn = np.linalg.cholesky(usual + ridge).T
     turn /= turn.diagonal()[:, None]
-    value = free @ turn.T
-    variance = np.einsum("ik,sckl,il->sci", turn, covariance, turn)
-    expected = np.square(turn) @ prior
-    # A slit that sees part of the range tells its level there, colours as they may be.
-    total = np.maximum(data[..., 0, 0], 1e-30)
-    shift = data[..., 0, 1:] / total[..., None] - usual[0, 1:] / usual[0, 0]
-    value[..., 0] = right[..., 0] / total
-    variance[..., 0] = 1 / total + np.square(shift) @ prior[1:]
-    return (value, variance, expected), (left, noise)
+    found = []
+    for some in every():
+        data, right, left, noise = _of_choices(some, own, n, choices)
+        covariance = inverses(data + ridge)
+        value = (covariance @ right[..., None])[..., 0] @ turn.T
+        variance = np.square(turn @ np.linalg.cholesky(covariance)).sum(axis=3)
+        # A slit that sees part of the range tells its level there, colours as they may be.
+        total = np.maximum(data[..., 0, 0], 1e-30)
+        shift = data[..., 0, 1:] / total[..., None] - usual[0, 1:] / usual[0, 0]
+        value[..., 0] = right[..., 0] / total
+        variance[..., 0] = 1 / total + np.square(shift) @ prior[1:]
+        found.append((value, variance, left, noise))
+    value, variance, left, noise = (np.concatenate(part) for part in zip(*found, strict=True))
+    return (value, variance, np.square(turn) @ prior), (left, noise)
 
 
-def _of_choices(some: Shutters, own: Own, n: int) -> tuple[NDArray, ...]:
+def _of_choices(some: Shutters, own: Own, n: int, choices: int) -> tuple[NDArray, ...]:
     """Information on `n` coefficients and its right-hand side, what is left of the bins and its
     variance (single precision is enough for these), for each choice of shutters.
     """
-    seen = np.flatnonzero(some.keep.any(axis=1))
-    data, right = (part[seen] for part in some.parts(own))
-    choice = _choices(some.keep[seen])
-    data = np.einsum("scz,szkl->sckl", choice, data[..., :n, :n])
-    right = np.einsum("scz,szk->sck", choice, right[..., :n])
-    weight = np.einsum("scz,szb->scb", choice, some.weight[seen])
-    excess = np.einsum("scz,szb->scb", choice, some.excess[seen])
-    fitted = _smooth(weight, excess, some.basis[:, :n], some.light[seen])
+    choice = _choices(some.keep, choices)
+    slits, shutters = some.keep.shape
+    data, right = some.parts(own)
+    data = choice @ data[..., :n, :n].reshape(slits, shutters, -1)
+    right = choice @ right[..., :n]
+    weight, excess = choice @ some.weight, choice @ some.excess
+    fitted = _smooth(weight, excess, some.basis[:, :n], some.light)
     safe = np.maximum(weight, 1e-30)
     left = np.where(weight > 0, excess / safe - fitted, 0.0).astype(np.float32)
-    return data, right, left, np.where(weight > 0, 1 / safe, np.inf).astype(np.float32)
+    noise = np.where(weight > 0, 1 / safe, np.inf).astype(np.float32)
+    return data.reshape(slits, choices, n, n), right, left, noise
 
 
-def _choices(told: NDArray[np.bool_]) -> Array:
-    """``(slit, choice, shutter)``: all shutters of a slit, then all but each; all, of a single."""
-    n = told.shape[1]
-    without = told[:, None] & ~np.eye(n, dtype=np.bool_)
-    without = np.where(without.any(axis=2, keepdims=True), without, told[:, None])
-    return np.concatenate([told[:, None], without], axis=1).astype(np.float64)
+def _choices(told: NDArray[np.bool_], choices: int) -> Array:
+    """``(slit, choice, shutter)``: all shutters of a slit, then all but each of them; all, where
+    there is no other.
+    """
+    number = np.where(told, np.cumsum(told, axis=1), 0)
+    left_out = number[:, None] == np.arange(choices)[:, None]
+    without = told[:, None] & ~left_out
+    return np.where(without.any(axis=2, keepdims=True), without, told[:, None]).astype(np.float64)
 
 
 def _smooth(weight: Array, excess: Array, basis: Array, light: Array) -> Array:
@@ -259,36 +289,33 @@ def _against_all(
     and the least departure of all choices counts.
     """
     away, z = np.zeros((2, value.shape[0], value.shape[2]))
-    rows = np.arange(value.shape[0])
     for k in range(value.shape[2]):
-        first = np.where(np.isfinite(variance[:, 0, k]), value[:, 0, k], np.nan)
-        out = np.isnan(first)
-        if (~out).sum() < _LEAST:
+        one, doubt = (np.ascontiguousarray(a[:, :, k], np.float64) for a in (value, variance))
+        first = one[:, 0]
+        none = ~np.isfinite(first + doubt[:, 0])
+        if (~none).sum() < _LEAST:
             continue
-        none = out
+        out, order = none, np.argsort(first)
         for _ in range(_ROUNDS):
-            middle = _middles(first, exposure, ~out)
+            middle = _middles(first, exposure, order[~out[order]])
             off = (first - middle)[~out]
-            width = _width(off, variance[~out, 0, k], expected[k], floor[k], count)
-            off = value[:, :, k] - middle[:, None]
-            scores = np.abs(off) / np.sqrt(width + variance[:, :, k])
-            least = np.argmin(scores, axis=1)
-            now = none | (scores[rows, least] > limit)
+            width = _width(off, doubt[~out, 0], expected[k], floor[k], count)
+            least_scores(one, doubt, middle, width, away[:, k], z[:, k])
+            now = none | (z[:, k] > limit)
             if (now == out).all() or (~now).sum() < _LEAST:
                 break
             out = now
-        away[:, k], z[:, k] = off[rows, least], scores[rows, least]
     return away, z
 
 
-def _middles(value: Array, exposure: NDArray[np.int64], use: NDArray[np.bool_]) -> Array:
-    """``(slit,)``: the middle of the slits of its exposure, or of all where these are few."""
-    out = np.full(value.size, _shorth(value[use])[0])
-    for number in np.unique(exposure[use & (exposure > 0)]):
-        here = exposure == number
-        if (use & here).sum() >= _OF_EXPOSURE:
-            out[here] = _shorth(value[use & here])[0]
-    return out
+def _middles(value: Array, exposure: NDArray[np.int64], order: NDArray[np.int64]) -> Array:
+    """``(slit,)``: the middle of the slits of its exposure, or of all where these are few; of
+    those in `order`, which is of rising value.
+    """
+    ordered = value[order]
+    out = np.full(int(exposure.max()) + 1, shortest_half(ordered)[0])
+    middles_of(ordered, exposure[order], _OF_EXPOSURE, out)
+    return out[exposure]
 
 
 def _width(off: Array, variance: Array, expected: float, floor: float, count: int) -> float:
@@ -308,11 +335,7 @@ def _shorth(values: Array) -> tuple[float, float]:
     >>> _shorth(np.array([9.0, 1.0, 1.5, 9.5, 1.25]))
     (1.25, 0.25)
     """
-    ordered = np.sort(values)
-    half = (ordered.size + 1) // 2
-    widths = ordered[half - 1 :] - ordered[: ordered.size - half + 1]
-    first = int(np.argmin(widths))
-    return float(np.median(ordered[first : first + half])), float(widths[first] / 2)
+    return shortest_half(np.sort(values))
 
 
 def _most_visits(

@@ -2,14 +2,20 @@
 
 import numpy as np
 
+from mbkg_xr.hierarchy import likely_variance
+from mbkg_xr.populations import sum_by
 from mbkg_xr.slit_algebra import (
     add_on_places,
     add_up_bins,
     integrate_own,
     inverses,
+    least_scores,
+    middles_of,
     own_parts,
     shutter_parts,
     shutter_rests,
+    slit_parts,
+    solve_each,
     spread_of_places,
 )
 
@@ -46,6 +52,10 @@ def test_shutters():
     add_up_bins(weight, excess, basis, light, gram, linear)
     data, right = np.zeros((SLITS, SHUTTERS, K, K)), np.zeros((SLITS, SHUTTERS, K))
     shutter_parts(gram, linear, keep, mean, precision, level, data, right)
+    together = np.zeros((SLITS, K, K)), np.zeros((SLITS, K))
+    slit_parts(gram, linear, keep, mean, precision, level, *together)
+    close(together[0], data.sum(axis=1))
+    close(together[1], right.sum(axis=1))
     rests = np.zeros((SLITS, SHUTTERS, 4))
     shutter_rests(gram, linear, keep, scale, mean, precision, rests)
     for s, z in np.ndindex(SLITS, SHUTTERS):
@@ -73,9 +83,10 @@ def test_slits_and_places():
     rng = np.random.default_rng(2)
     data, right = information(rng, SLITS), rng.normal(size=(SLITS, K))
     tau = np.array([0.5, 1.0, 2.0])
-    own, seen, said = np.empty_like(data), np.empty_like(data), np.empty_like(right)
-    integrate_own(data, right, tau, own, seen, said)
-    close(own, np.linalg.inv(data + np.diag(1 / tau)))
+    kept, seen, said = np.empty_like(right), np.empty_like(data), np.empty_like(right)
+    integrate_own(data, right, tau, kept, seen, said)
+    own = np.linalg.inv(data + np.diag(1 / tau))
+    close(kept, np.einsum("skk->sk", own))
     close(seen, data - data @ own @ data)
     close(said, right - np.einsum("sij,sjk,sk->si", data, own, right))
 
@@ -84,9 +95,12 @@ def test_slits_and_places():
     spread, wide = information(rng, 3), information(rng, 3)
     alone, variance = np.empty_like(right), np.empty_like(right)
     own_parts(
-        data, right, own, slitlet, exposure, common, drift, spread, wide, alone, variance
+        seen, said, tau, kept, slitlet, exposure, common, drift, spread, wide, alone, variance
     )  # fmt: skip
     mean = common[slitlet] + drift[exposure]
+    scale = np.empty_like(right)
+    solve_each(data, right, mean, tau, scale)
+    close(scale, np.einsum("sij,sj->si", own, right + mean / tau))
     left = right - np.einsum("sij,sj->si", data, mean)
     close(alone, np.einsum("sij,sj->si", own, left))
     kept = data @ own
@@ -101,3 +115,47 @@ def test_slits_and_places():
     spread_of_places(place, gram, found)
     blocks = gram.reshape(4, K, 4, K)
     close(found, np.einsum("cp,pkql,cq->ckl", place, blocks, place))
+
+
+def test_sums_and_variances_of_populations():
+    rng = np.random.default_rng(3)
+    index, values = rng.integers(0, 4, 50), rng.normal(size=(50, 2, 3))
+    close(sum_by(index, values, 5), [values[index == i].sum(axis=0) for i in range(5)])
+
+    squares, effective = rng.normal(size=(50, K)) ** 2, rng.uniform(0, 1, (50, K))
+    effective[:7], squares[9] = 0.0, 1e4  # slits without data, and a wild one
+    present, prior = np.array([1.0, 0.5, 2.0]), np.array([0.8, 0.5, 40.0])
+    usual = np.median(squares[7:], axis=0) / 0.455
+    bounded = np.minimum(squares, 9 * np.maximum(usual, 0.04 * np.minimum(present, prior)))
+    away = 2 * np.log(prior / present) / np.log(100.0) ** 2
+    up = bounded.sum(axis=0) / present + np.maximum(away, 0) + 1e-3
+    down = effective.sum(axis=0) + np.maximum(-away, 0) + 1e-3
+    close(likely_variance(squares, effective, present, prior), present * up / down)
+    few = likely_variance(squares[8:11], effective[8:11], present, prior)
+    assert few[0] > 25 * present[0]  # three slits bound none of them
+
+
+def test_slits_against_others():
+    """Shortest halves by exposure, and the choice of shutters that departs least."""
+    rng = np.random.default_rng(4)
+    ordered, group = np.sort(rng.normal(size=60)), rng.integers(0, 5, 60)
+    group[group == 3] = 2
+    group[[5, 40]] = 3
+    out = np.full(5, 9.0)
+    middles_of(ordered, group, 4, out)
+    assert out[0] == 9 and out[3] == 9  # no exposure, and one of two slits
+    for g in (1, 2, 4):
+        some = ordered[group == g]
+        half = (some.size + 1) // 2
+        first = np.argmin([some[i + half - 1] - some[i] for i in range(some.size - half + 1)])
+        close(out[g], np.median(some[first : first + half]))
+
+    value, variance = rng.normal(size=(9, 4)), rng.uniform(0, 2, (9, 4))
+    variance[:, 2] = np.inf
+    middle = rng.normal(size=9)
+    away, score = np.empty((2, 9))
+    least_scores(value, variance, middle, 0.3, away, score)
+    off = value - middle[:, None]
+    all_scores = np.abs(off) / np.sqrt(0.3 + variance)
+    close(score, all_scores.min(axis=1))
+    close(away, off[np.arange(9), all_scores.argmin(axis=1)])
