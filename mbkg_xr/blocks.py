@@ -114,18 +114,28 @@ def reduce_blocks(
     block: Callable[[int, Sequence[Any], Any], Any],
     add: Callable[[Any, Any], Any],
     shared: Any = None,
+    *,
+    rows: NDArray[np.int64] | None = None,
 ) -> Any:
     """Apply ``block(first slit, arrays, shared)`` to each chunk of slits and add up the results.
 
     One task a chunk, reading included. Results are added eight at a time, in the order of the
     slits, so that memory does not grow with their number. Computes.
+
+    Chunks that hold none of `rows` (increasing) are left out: of a selection of these rows dask
+    would make chunks as long as the others, and read many of those in one task.
     """
     data = [ds[name].data for name in names]
     lazy = any(isinstance(d, da.Array) for d in data)
     if not lazy and ds.sizes["slit"] <= _BLOCK:
         return block(0, [np.ascontiguousarray(d) for d in data], shared)
     chunks, graph, columns = aligned(data) if lazy else _sliced(data)
-    starts = np.concatenate([[0], np.cumsum(chunks)[:-1]]).tolist()
+    cuts = np.concatenate([[0], np.cumsum(chunks)])
+    within = (
+        np.ones(len(chunks), np.bool_) if rows is None else np.diff(rows.searchsorted(cuts)) > 0
+    )
+    some = np.flatnonzero(within).tolist()
+    starts, columns = cuts[some].tolist(), [columns[i] for i in some]
     return added(graph, columns, starts, block, add, shared, local=not lazy)
 
 

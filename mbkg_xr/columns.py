@@ -369,13 +369,12 @@ class Planes:
         names, grid, sight = pass_columns(self.ds), self.grid, self.sight
 
         def run(start: int, arrays: Sequence[NDArray], shared: Any) -> list[Packed]:
-            own = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + len(arrays[0]))]
-            if not own.size:
-                return []
+            own = rows[slice(*rows.searchsorted([start, start + len(arrays[0])]))]
             return [_pack_block(grid, sight, own, *(a[own - start] for a in arrays))]
 
         looks = sight.columns if sight is not None else ()
-        found = reduce_blocks(self.ds, ["selected", *looks, *names], run, lambda a, b: a + b)
+        columns = ["selected", *looks, *names]
+        found = reduce_blocks(self.ds, columns, run, lambda a, b: a + b, rows=rows)
         pieces = _together([one.size for one in found], _OF_PART)
         joined = [Packed.joined(found[piece.start : piece.stop]) for piece in pieces]
         return _here(self.slits.isel(slit=rows), grid, joined, Room(0, None))

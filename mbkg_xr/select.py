@@ -296,15 +296,21 @@ def _select_pixels(
 
 
 def why_empty(ds: xr.Dataset, slits: Sequence[int] | NDArray[np.integer]) -> list[SelectionError]:
-    """Say why nothing of some slits is selected. Reads their pixels, all in one go."""
+    """Say why nothing of some slits (increasing) is selected. Reads their pixels."""
     names = ["wavelength", "yrel", "quality", "flux", "error"]
-    some = ds[[*names, *SLIT_IDENTITY]].isel(slit=np.asarray(slits))
+    rows = np.asarray(slits, dtype=np.int64)
     bits = ds["quality"].dtype.type(do_not_use(ds["quality"]))
-    left = reduce_blocks(some, names, _left, lambda a, b: np.concatenate([a, b]), bits)
+
+    def block(start: int, arrays: Sequence[NDArray], shared: Any) -> NDArray[np.int64]:
+        own = rows[slice(*rows.searchsorted([start, start + len(arrays[0])]))] - start
+        return _left([array[own] for array in arrays], bits)
+
+    left = reduce_blocks(ds, names, block, lambda a, b: np.concatenate([a, b]), rows=rows)
+    some = ds[[*SLIT_IDENTITY]].isel(slit=rows)
     return [_reason(slit_label(some, i), *counts) for i, counts in enumerate(left.tolist())]
 
 
-def _left(start: int, arrays: Sequence[NDArray], bits: Any) -> NDArray[np.int64]:
+def _left(arrays: Sequence[NDArray], bits: Any) -> NDArray[np.int64]:
     """``(slit, 5)``: pixels in the slit, and those left after each step."""
     wavelength, yrel, quality, flux, error = arrays
     inside = np.isfinite(wavelength) & np.isfinite(yrel)

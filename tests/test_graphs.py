@@ -45,6 +45,26 @@ def test_fused_gives_the_same():
     np.testing.assert_array_equal(np.concatenate(blocks), z.compute())
 
 
+def test_only_chunks_of_some_rows_are_read():
+    read = []
+
+    def source(block, block_info=None):
+        read.append(block_info[0]["chunk-location"][0])
+        return block
+
+    values = np.arange(40.0).reshape(20, 2, 1)
+    lazy = da.from_array(values, chunks=(4, 2, 1)).map_blocks(source, meta=values[:0])
+    rows = np.array([5, 6, 19])
+
+    def block(start, arrays, shared):
+        return arrays[0][rows[slice(*rows.searchsorted([start, start + 4]))] - start]
+
+    ds = xr.Dataset({"x": (("slit", "y", "x"), lazy)})
+    found = reduce_blocks(ds, ["x"], block, lambda a, b: np.concatenate([a, b]), rows=rows)
+    np.testing.assert_array_equal(found, values[rows])
+    assert sorted(read) == [1, 4]
+
+
 def test_values_are_not_taken_for_keys():
     graph = {"a": (tuple, ["b", "b"]), "b": (str, "c"), "c": 1, "d": (len, "a"), "e": (list, "a")}
     small = fused(graph, ["d", "e"])
