@@ -175,7 +175,7 @@ def opened(store):
 def one(store, out, cluster):
     """Fit, subtract and write; what `run` does without comparing."""
     ds = opened(store)
-    predicted = mx.predict_memory(ds, memory=2 * 10**9)
+    predicted = mx.predict_memory(ds)
     laps = {}
 
     def lap(name, function):

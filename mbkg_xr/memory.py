@@ -15,7 +15,7 @@ import xarray as xr
 from .errors import ParameterError
 from .tasks import cluster, workers
 
-__all__ = ["Prediction", "check_memory", "parse_bytes", "predict_memory"]
+__all__ = ["KEPT", "Prediction", "check_memory", "parse_bytes", "predict_memory"]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -26,10 +26,10 @@ BASE = 600 * 10**6
 _ARRAYS = 32
 #: Bytes a slit: sums by shutter and bin, scales and their covariances while they are solved for.
 _A_SLIT = 21_500
+#: Packed pixels in memory where no limit is stated: few, as scratch files are nearly as fast.
+KEPT = 2**26
 #: Share of all pixels that is packed; of them 24 bytes are kept.
 _PACKED = 0.4
-#: Slits that the first passes see, whose pixels are in memory whatever else is.
-_FIRST_SLITS = 1_500
 #: Chunks that wait for others, beside those being worked on: partial sums and other nods.
 _WAITING = 8
 
@@ -107,7 +107,8 @@ def predict_memory(
     datasets
         Slit datasets, which are worked on one after the other.
     memory
-        Bytes allowed in all; what is left of them keeps pixels between passes, up to 1 GiB.
+        Bytes allowed in all; what is left of them keeps pixels between passes, up to 1 GiB. None:
+        of pixels `KEPT` bytes are, whatever is there.
 
     Returns
     -------
@@ -137,12 +138,11 @@ def _of_one(ds: xr.Dataset, threads: int, memory: int | None) -> Prediction:
     chunk = 4 * length * ny * nx
     working = threads * _ARRAYS * chunk + _WAITING * 3 * chunk
     each = int(24 * _PACKED * ny * nx) + 1
-    few = _FIRST_SLITS * each if n > 2 * _FIRST_SLITS else 0
-    slits = n * _A_SLIT + few
+    slits = n * _A_SLIT
     least = Prediction(BASE, working, slits, 0, threads, chunk)
-    room = 2**30 if memory is None else min(2**30, max(memory - least.total, 0))
+    room = KEPT if memory is None else min(2**30, max(memory - least.total, 0))
     # Of packed pixels; what does not fit goes to scratch files.
-    kept = min(room, n * each) if lazy else ds.nbytes + n * each
+    kept = min(room, n * each) + (0 if lazy else ds.nbytes)
     return Prediction(BASE, working, slits, kept, threads, chunk)
 
 

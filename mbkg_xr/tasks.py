@@ -17,6 +17,7 @@ from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
 from .errors import StoreError
+from .heap import trim
 
 __all__ = ["batches", "cluster", "completed", "hold", "results", "workers"]
 
@@ -102,7 +103,10 @@ def completed(graph: Mapping, keys: Sequence[Hashable], *, local: bool = False) 
     client = None if local else cluster()
     if client is None:
         scheduler = {"scheduler": "threads"} if local and cluster() is not None else {}
-        yield from dask.compute(*[Delayed(key, graph) for key in keys], **scheduler)
+        trim()  # what lies free in this thread cannot be used by those of dask
+        found = dask.compute(*[Delayed(key, graph) for key in keys], **scheduler)
+        trim()
+        yield from found
         return
     from distributed import as_completed
 

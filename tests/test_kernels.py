@@ -10,7 +10,7 @@ import mbkg_xr as mx
 from mbkg_xr.columns import Planes, held
 from mbkg_xr.differences import shutter_sight
 from mbkg_xr.moments import PassState, accumulate
-from mbkg_xr.packing import pack
+from mbkg_xr.packing import Packed, pack
 from mbkg_xr.shutters import look
 from mbkg_xr.spans import span_grid
 from mbkg_xr.terms import Terms, bin_phase
@@ -181,6 +181,37 @@ def test_sums_are_the_same_wherever_pixels_are_held(chosen, tmp_path):
     assert expected[0][0].any() and expected[0][2].any() and expected[0][4].any()
 
 
+@pytest.mark.parametrize("limit", [0, 2**19, 2**30])
+def test_what_is_kept_keeps_to_the_limit(chosen, tmp_path, limit):
+    """All slits and some of them together; what is not kept gives the same sums."""
+    ds, grid, rows = chosen.chunk({"slit": 3}), span_grid(chosen), np.array([1, 4, 5, 10])
+    sight = shutter_sight(ds, profile=True)
+    n, few = grid.size, ds.isel(slit=rows).compute()
+    zero, one = np.zeros((n, 4)), np.ones(n)
+    state = PassState(zero + 0.1, 2e-3 * one, 1e-4 * one, 0.1 * one, 3 * one, 9 * one)
+    groups, terms = np.arange(rows.size), Terms.none(rows.size, n)
+    phase = bin_phase(grid.edges, np.ones(n, bool))[1]
+    mine = sight.part(rows)
+
+    def sums(source):
+        seen = look(source, state, terms, sight=mine, sky=mine.sky, phase=phase)
+        passed = accumulate(source, state, groups, rows.size, terms)
+        return [passed.moments, passed.pixels, seen.weight, seen.excess, seen.far]
+
+    expected = sums(held(few, grid, memory=2**30, sight=mine))
+    assert all(one.any() for one in expected)
+    with dask.config.set({"temporary-directory": str(tmp_path)}), ExitStack() as stack:
+        whole = held(ds, grid, memory=limit, sight=sight, stack=stack)
+        part = whole.part(rows, stack)
+        lots = [lot for source in (whole, part) for (lot,) in source.graph.values()]
+        kept = [one.nbytes for lot in lots for one in lot() if isinstance(one, Packed)]
+        assert sum(kept) <= limit
+        assert (len(kept) > 0) == (limit > 0)
+        assert bool(list(tmp_path.rglob("*.pixels"))) == (limit < 2**30)
+        for found, known in zip(sums(part), expected, strict=True):
+            np.testing.assert_allclose(found, known, rtol=1e-12, atol=1e-12 * np.abs(known).max())
+
+
 def test_a_scratch_file_cut_off_is_an_error(chosen, tmp_path):
     columns = [chosen[name].values for name in ("flux", "error", "wavelength", "yrel")]
     made = pack(chosen.selected.values, chosen.selected.values, columns, span_grid(chosen))
@@ -191,6 +222,8 @@ def test_a_scratch_file_cut_off_is_an_error(chosen, tmp_path):
         file.truncate(1000)
     with pytest.raises(OSError, match="cut off"):
         stored.pixels(seen=False)
+    with pytest.raises(OSError, match="cut off"):
+        stored.take(np.array([chosen.sizes["slit"] - 1]))
 
 
 def test_scratch_files_are_gone_after_a_fit(tmp_path):
