@@ -30,7 +30,7 @@ _BOUND = 2.0  # shares of the sky past the clip to which outliers count for what
 
 # Of each pixel of a block, beside what is read: the master there, what is expected of a shutter
 # that holds as much, what bars add to a pedestal, the variance, and what is left.
-_MEAN, _HERE, _BARS, _VARIANCE, _REST, _N_REAL = 6, 7, 8, 9, 10, 11
+_MEAN, _HERE, _BARS, _VARIANCE, _REST, _N_REAL = (BLOCK * i for i in range(6, 12))
 
 
 @kernel
@@ -52,7 +52,7 @@ def look_pixels(
     has_var = columns[4].shape[0] > 0
     noise = (1 / floor, by_class, unit * unit, has_var)
     by_span = np.empty((5, edges.size - 1))
-    real, whole = np.empty((_N_REAL, BLOCK)), np.empty((3, BLOCK), np.int64)
+    real, whole = np.empty(_N_REAL), np.empty(3 * BLOCK, np.int64)
     for s in range(start.shape[0]):
         for n in range(edges.size - 1):
             by_span[0, n] = factor[s, n]
@@ -78,7 +78,7 @@ def _expect_block(m, model, of_slit, noise, real, whole):  # pragma: no cover - 
     by_span, level, profile, place_of = of_slit
     per_floor, by_class, unit2, has_var = noise
     for k in range(m):
-        n, t, r = whole[SPAN, k], real[T, k], real[YREL, k]
+        n, t, r = whole[SPAN + k], real[T + k], real[YREL + k]
         mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
         mean *= by_span[2, n]
         i, j, a, b, c, d = profile_place(profile, place_of, r, n + t)
@@ -89,15 +89,15 @@ def _expect_block(m, model, of_slit, noise, real, whole):  # pragma: no cover - 
         here, added = g * mean, by_span[1, n] * v
         expected = (by_span[0, n] + level[shutter_of(r)]) * here
         gain, floor = by_span[3, n], by_span[4, n]
-        read = real[READ, k] if has_var else floor
+        read = real[READ + k] if has_var else floor
         kind = read_class(read * per_floor[n]) if has_var and floor > 0 else 0
         known = gain >= 0 and read > 0 and np.isfinite(read)
         modelled = read + by_class[kind] * gain * max(expected + added, 0.0)
-        real[_VARIANCE, k] = (modelled if known else real[SQUARE, k]) * unit2
-        real[_MEAN, k], real[_HERE, k], real[_BARS, k] = mean, here, added - by_span[1, n]
-        real[_REST, k] = real[FLUX, k] - added - expected
+        real[_VARIANCE + k] = (modelled if known else real[SQUARE + k]) * unit2
+        real[_MEAN + k], real[_HERE + k], real[_BARS + k] = mean, here, added - by_span[1, n]
+        real[_REST + k] = real[FLUX + k] - added - expected
         if not (mean > 0 and np.isfinite(r)):
-            whole[KIND, k] = NONE
+            whole[KIND + k] = NONE
 
 
 @kernel
@@ -112,13 +112,13 @@ def _add_block(
     # the light there must be known.
     reach = CENTRE if sourced or not has_profile else OPEN
     for k in range(m):
-        if whole[KIND, k] == NONE:
+        if whole[KIND + k] == NONE:
             continue
-        n, r, y = whole[SPAN, k], real[YREL, k], real[FLUX, k]
+        n, r, y = whole[SPAN + k], real[YREL + k], real[FLUX + k]
         mean, here, variance, rest = (
-            real[_MEAN, k], real[_HERE, k], real[_VARIANCE, k], real[_REST, k],
+            real[_MEAN + k], real[_HERE + k], real[_VARIANCE + k], real[_REST + k],
         )  # fmt: skip
-        b, bars = n // BIN_SPANS, real[_BARS, k]
+        b, bars = n // BIN_SPANS, real[_BARS + k]
         z, inside = np.floor(r + 0.5), shutter_of(r)
         away = abs(r - source) if sourced else np.inf
         at_source, past, near = away <= 0.5, z < first_open or z > last_open, abs(r - z) <= reach

@@ -233,8 +233,10 @@ def profile_place(profile, place_of, yrel, u):  # pragma: no cover - compiled
     node, the bin, and the weights of (node, bin), (node, bin + 1), (node + 1, bin) and the last.
     """
     nodes, bins, _ = profile.shape
-    p = min(max((yrel - place_of[0]) * place_of[1], 0.0), nodes - 1.0)
-    q = min(max(u * (1 / BIN_SPANS) - 0.5, 0.0), bins - 1.0)
+    p, q = (yrel - place_of[0]) * place_of[1], u * (1 / BIN_SPANS) - 0.5
+    # Written out: what compilers make of min and max has branches. NaN stays NaN.
+    p = 0.0 if p < 0.0 else (nodes - 1.0 if p > nodes - 1.0 else p)
+    q = 0.0 if q < 0.0 else (bins - 1.0 if q > bins - 1.0 else q)
     i, k = min(max(int(p), 0), nodes - 2), min(max(int(q), 0), bins - 2)
     p, q = p - i, q - k
     return i, k, (1 - p) * (1 - q), (1 - p) * q, p * (1 - q), p * q
