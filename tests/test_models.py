@@ -10,6 +10,7 @@ from mbkg_xr.models.banded import (
     banded_factor,
     banded_solve,
     inverse_bands,
+    likely_weights,
     trace_of_product,
     without_each,
 )
@@ -89,8 +90,45 @@ def test_banded_algebra_is_that_of_dense_matrices():
         part = dense(total - groups[g])
         np.testing.assert_allclose(found[g], np.linalg.solve(part, right - rhs[g]), rtol=1e-7)
         np.testing.assert_allclose(inverses[g, 0], np.diagonal(np.linalg.inv(part)), rtol=1e-8)
+    many = np.tile(groups, (6, 1, 1)), np.tile(rhs, (6, 1))  # more than are solved in step
+    alone, _ = without_each(total, right, *many)
+    np.testing.assert_allclose(alone, np.tile(found, (6, 1)), rtol=1e-7)
+    with pytest.raises(np.linalg.LinAlgError):
+        without_each(-total, right, *many)
     with pytest.raises(np.linalg.LinAlgError):
         banded_factor(-total)
+
+
+@pytest.mark.parametrize("dispersion", [np.nan, 0.7])
+def test_weights_move_as_in_dense_matrices(dispersion):
+    rng = np.random.default_rng(1)
+    k, pixels = 20, 200
+    y = rng.normal(size=pixels)
+    at = np.sort(rng.integers(0, k - 3, pixels))
+    design = np.zeros((pixels, k))
+    for a in range(4):
+        design[np.arange(pixels), at + a] = rng.uniform(0.2, 1, pixels)
+    gram, right = design.T @ design, design.T @ y
+    information = rng.uniform(1, 5, k - 2)
+    hats = np.array([np.interp(np.arange(k - 2), [0, 8, 17], row) for row in np.eye(3)])
+    weight, prior = np.array([1.0, 0.1, 3.0]), 0.5
+    found = weight.copy()
+    assert likely_weights(
+        bands_of(gram)[:4], right, information, hats, found, prior, 2, dispersion,
+        pixels, y @ y, 1e-9, 1e7,
+    )  # fmt: skip
+    second = np.diff(np.eye(k), 2, axis=0)
+    for _ in range(2):
+        d = weight @ hats
+        inverse = np.linalg.inv(gram + second.T @ ((information * d)[:, None] * second))
+        c = inverse @ right
+        excess = dispersion
+        if np.isnan(dispersion):
+            excess = np.square(y - design @ c).sum() / (pixels - np.trace(inverse @ gram))
+        told = 1 / d - information * np.einsum("ji,ik,jk->j", second, inverse, second)
+        asked = hats @ (information * np.square(second @ c)) / excess
+        weight = (weight * (hats @ told) + prior) / (asked + prior / np.median(weight))
+    np.testing.assert_allclose(found, weight, rtol=1e-8)
 
 
 @pytest.mark.parametrize("spacing", [2, 4, 9])

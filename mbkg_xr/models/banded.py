@@ -19,6 +19,7 @@ __all__ = [
     "banded_factor",
     "banded_solve",
     "inverse_bands",
+    "likely_weights",
     "quadratic_forms",
     "second_differences",
     "trace_of_product",
@@ -29,6 +30,7 @@ Array = NDArray[np.float64]
 
 #: Second difference of three coefficients.
 DIFFERENCE = np.array([1.0, -2.0, 1.0])
+_IN_STEP = 16  # groups
 
 
 @kernel
@@ -131,6 +133,44 @@ def _without(total, right, bands, rhs, coefficients, inverses):  # pragma: no co
 
 
 @kernel
+def _without_in_step(total, right, bands, rhs, coefficients):  # pragma: no cover - compiled
+    """The same without inverses, some groups in step: each waits for its own pivots only."""
+    width, k = total.shape
+    work, x = np.empty((k, width, _IN_STEP)), np.empty((k, _IN_STEP))
+    for first in range(0, bands.shape[0], _IN_STEP):
+        n = min(_IN_STEP, bands.shape[0] - first)
+        for g in range(_IN_STEP):
+            at = first + min(g, n - 1)
+            for j in range(k):
+                x[j, g] = right[j] - rhs[at, j]
+                for d in range(width):
+                    work[j, d, g] = total[d, j] - bands[at, d, j]
+        for j in range(k):
+            last = min(width, k - j)
+            if not work[j, 0].min() > 0:
+                return False
+            for g in range(_IN_STEP):
+                work[j, 0, g] = 1 / np.sqrt(work[j, 0, g])
+                x[j, g] *= work[j, 0, g]
+            for d in range(1, last):
+                for g in range(_IN_STEP):
+                    work[j, d, g] *= work[j, 0, g]
+                    x[j + d, g] -= work[j, d, g] * x[j, g]
+            for d in range(1, last):
+                for e in range(d, last):
+                    for g in range(_IN_STEP):
+                        work[j + d, e - d, g] -= work[j, e, g] * work[j, d, g]
+        for j in range(k - 1, -1, -1):
+            for d in range(1, min(width, k - j)):
+                for g in range(_IN_STEP):
+                    x[j, g] -= work[j, d, g] * x[j + d, g]
+            for g in range(_IN_STEP):
+                x[j, g] *= work[j, 0, g]
+        coefficients[first : first + n] = x[:, :n].T
+    return True
+
+
+@kernel
 def _quadratic(bands, rhs, coefficients, out):  # pragma: no cover - compiled
     _, width, k = bands.shape
     for g in range(bands.shape[0]):
@@ -141,6 +181,67 @@ def _quadratic(bands, rhs, coefficients, out):  # pragma: no cover - compiled
             for d in range(1, min(width, k - j)):
                 total += 2 * bands[g, d, j] * c[j] * c[j + d]
         out[g] = total
+
+
+@kernel
+def likely_weights(
+    bands, right, information, hats, weight, prior, steps, dispersion, pixels, squares, least, most
+):  # pragma: no cover - compiled
+    """Weights of second differences, each a factor of one of the hats, moved to the maximum of the
+    restricted likelihood by so many steps, in place; False where a matrix is not positive definite.
+
+    NaN for `dispersion` takes it from the fit itself (see `mbkg_xr.models.penalised`).
+    """
+    width, k = bands.shape
+    n, tiny = information.size, np.finfo(np.float64).tiny
+    a, z, c = np.empty((k, width)), np.zeros((k, width)), np.empty(k)
+    d, found, asked = np.empty(n), np.empty(n), np.empty(n)
+    for _ in range(steps):
+        for j in range(k):
+            c[j] = right[j]
+            for e in range(width):
+                a[j, e] = bands[e, j]
+        d[:] = 0.0
+        for i in range(weight.size):
+            for j in range(n):
+                d[j] += weight[i] * hats[i, j]
+        for j in range(n):
+            for p in range(3):
+                for q in range(p, 3):
+                    a[j + p, q - p] += DIFFERENCE[p] * DIFFERENCE[q] * information[j] * d[j]
+        if not _factor(a):
+            return False
+        _solve(a, c)
+        _inverse(a, z)
+        excess = dispersion
+        if np.isnan(dispersion):
+            # What errors do not account for counts as noise, not as sky.
+            chi2, freedom = squares, float(pixels)
+            for j in range(k):
+                chi2 += c[j] * (bands[0, j] * c[j] - 2 * right[j])
+                freedom -= z[j, 0] * bands[0, j]
+                for e in range(1, min(width, k - j)):
+                    chi2 += 2 * bands[e, j] * c[j] * c[j + e]
+                    freedom -= 2 * z[j, e] * bands[e, j]
+            excess = chi2 / max(freedom, 1.0)
+        for j in range(n):
+            bend = variance = 0.0
+            for p in range(3):
+                bend += DIFFERENCE[p] * c[j + p]
+                for q in range(p, 3):
+                    times = 1.0 if p == q else 2.0
+                    variance += times * DIFFERENCE[p] * DIFFERENCE[q] * z[j + p, q - p]
+            found[j] = 1 / d[j] - information[j] * variance
+            asked[j] = information[j] * bend * bend
+        usual = np.median(weight)
+        for i in range(weight.size):
+            up = down = 0.0
+            for j in range(n):
+                up += hats[i, j] * found[j]
+                down += hats[i, j] * asked[j]
+            down = down / max(excess, tiny) + prior / usual + 1e-300
+            weight[i] = min(max((weight[i] * max(up, 0.0) + prior) / down, least), most)
+    return True
 
 
 # ------------------------------------------------------------------------------------------------
@@ -187,7 +288,12 @@ def without_each(
     groups, width, k = bands.shape
     coefficients = np.empty((groups, k))
     inverses = np.zeros((groups if inverse else 0, k, width))
-    if not _without(total, right, bands, rhs, coefficients, inverses):
+    solved = (
+        _without(total, right, bands, rhs, coefficients, inverses)
+        if inverse
+        else _without_in_step(total, right, bands, rhs, coefficients)
+    )
+    if not solved:
         raise np.linalg.LinAlgError("not positive definite")
     return coefficients, np.ascontiguousarray(inverses.transpose(0, 2, 1))
 

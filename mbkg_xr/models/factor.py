@@ -45,12 +45,21 @@ def covariance_factor(basis: Basis, covariance: Array, n_spans: int) -> Array:
     column = np.repeat(basis.first[:, None] + np.arange(width), nodes, axis=0).ravel()
     start = np.arange(spans * nodes + 1) * width
     design = csr_array((values.ravel(), column, start), shape=(spans * nodes, basis.size))
-    # Rounding may leave a covariance of nearly dependent coefficients a hair below zero.
-    variances, vectors = eigh(0.5 * (covariance + covariance.T))
-    out = low_rank(design @ (vectors * np.sqrt(np.maximum(variances, 0.0))))
+    out = low_rank(design @ _root(covariance))
     whole = np.zeros((n_spans, nodes, out.shape[1]))
     whole[basis.spans] = out.reshape(spans, nodes, -1)
     return whole
+
+
+def _root(covariance: Array) -> Array:
+    """A square root R, with ``R R^T`` the covariance."""
+    try:
+        root: Array = np.linalg.cholesky(covariance).astype(np.float64)
+        return root
+    except np.linalg.LinAlgError:
+        # Rounding may leave a covariance of nearly dependent coefficients a hair below zero.
+        variances, vectors = eigh(0.5 * (covariance + covariance.T))
+        return vectors * np.sqrt(np.maximum(variances, 0.0))
 
 
 def low_rank(rows: Array, loss: float = LOSS) -> Array:

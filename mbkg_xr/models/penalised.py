@@ -20,6 +20,7 @@ from .banded import (
     banded_factor,
     banded_solve,
     inverse_bands,
+    likely_weights,
     quadratic_forms,
     second_differences,
     trace_of_product,
@@ -144,16 +145,6 @@ class PenalisedSystem:
         out[:3] = second_differences(self.information * weight)
         return out
 
-    def _squared_differences(self, inverse: Array) -> Array:
-        """Variance of each difference, from the bands of a covariance."""
-        n = self.information.size
-        out = np.zeros(n)
-        for a in range(3):
-            out += DIFFERENCE[a] ** 2 * inverse[0, a : a + n]
-            for b in range(a):
-                out += 2 * DIFFERENCE[a] * DIFFERENCE[b] * inverse[a - b, b : b + n]
-        return out
-
     def adapted_penalty(self, dispersion: float | None = None) -> Array:
         """Weights ``(difference,)`` that follow the sky: low where it bends more than its errors.
 
@@ -214,22 +205,14 @@ class PenalisedSystem:
     ) -> Array:
         """Weights of maximal restricted likelihood, each a factor of one of the hats."""
         bands, right = self.total
-        pixels, squares = self.problem.n_pixels, self.squares.sum()
-        for _ in range(steps):
-            d = weight @ hats
-            factor = banded_factor(bands + self.penalty_bands(d))
-            c, inverse = banded_solve(factor, right), inverse_bands(factor)
-            excess = dispersion
-            if excess is None:
-                # What errors do not account for counts as noise, not as sky.
-                chi2 = squares + float(quadratic_forms(bands[None], right[None], c[None])[0])
-                excess = chi2 / max(pixels - trace_of_product(inverse, bands), 1.0)
-            found = hats @ (1 / d - self.information * self._squared_differences(inverse))
-            asked = np.convolve(c, DIFFERENCE, "valid") ** 2
-            asked = hats @ (self.information * asked) / max(excess, np.finfo(float).tiny)
-            usual = float(np.median(weight))
-            grown = (weight * np.maximum(found, 0) + prior) / (asked + prior / usual + 1e-300)
-            weight = np.clip(grown, _LEAST, _MOST)
+        weight = weight.copy()
+        settled = likely_weights(
+            bands, right, self.information, hats, weight, prior, steps,
+            np.nan if dispersion is None else dispersion,
+            self.problem.n_pixels, self.squares.sum(), _LEAST, _MOST,
+        )  # fmt: skip
+        if not settled:
+            raise np.linalg.LinAlgError("not positive definite")
         return weight
 
     def solve(self, weight: float | Array) -> dict | None:
@@ -298,14 +281,17 @@ class PenalisedSystem:
         system = total + self.penalty_bands(weight)
         factor = banded_factor(system)
         coefficient = banded_solve(factor, right)
-        covariance = cho_solve_banded(
-            (np.ascontiguousarray(factor.T), True), np.eye(self.basis.size)
-        )
+        # Of many slits the errors are as they should be without: 1.00 at 9 x 60.
+        few = np.ndim(weight) > 0 and self.problem.groups.size < FEW_GROUPS
+        covariance = np.empty((0, 0))
+        if few or with_heldout:
+            covariance = cho_solve_banded(
+                (np.ascontiguousarray(factor.T), True), np.eye(self.basis.size)
+            )
         n = self.problem.grid.size
         bands = inverse_bands(factor)
         extra = np.zeros_like(bands)
-        # Of many slits the errors are as they should be without: 1.00 at 9 x 60.
-        if np.ndim(weight) and self.problem.groups.size < FEW_GROUPS:
+        if few:
             more = self._errors_of_choice(np.asarray(weight), coefficient, covariance)
             covariance += more @ more.T
             for d in range(bands.shape[0]):
