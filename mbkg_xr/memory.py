@@ -20,12 +20,14 @@ __all__ = ["KEPT", "Prediction", "check_memory", "parse_bytes", "predict_memory"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
-#: Bytes of Python and its libraries, kernels compiled; measured.
+#: Bytes of Python, its libraries and kernels (measured: 450e6, and 600e6 while they are compiled),
+#: and of what passes add up.
 BASE = 600 * 10**6
 #: Blocks of a pixel variable that one task holds at most: what it read, made and encodes.
 _ARRAYS = 32
-#: Bytes a slit: sums by shutter and bin, scales and their covariances while they are solved for.
-_A_SLIT = 21_500
+#: Bytes a slit: sums by shutter and bin, scales and their covariances while they are solved for
+#: (measured from 10^4 to 10^5 PRISM slits: 17e3).
+_A_SLIT = 18_500
 #: Packed pixels in memory where no limit is stated: few, as scratch files are nearly as fast.
 KEPT = 2**26
 #: Share of all pixels that is packed; of them 24 bytes are kept.

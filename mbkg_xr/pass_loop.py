@@ -167,13 +167,14 @@ def begin_with(work: Work, few: Progress) -> Progress:
     return out
 
 
-def iterate(work: Work, so_far: Progress, last: int, *, settled: int) -> Progress:
+def iterate(work: Work, now: Progress, last: int, *, settled: int) -> Progress:
     """Passes until the master changes no more, but not beyond the pass of number `last`.
+
+    Goes on with `now` itself: a copy would keep what slits were found to differ by at first.
 
     What differs from slit to slit is found anew after passes up to number `settled`, and further
     ones that changed much.
     """
-    now = replace(so_far)
     model, drift, time = work.model, work.drift, work.time
     while True:
         now.number += 1
