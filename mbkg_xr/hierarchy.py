@@ -161,9 +161,9 @@ class Hierarchy:
         """``(slit, k)``, what slitlet and exposure say of a slit."""
         return self.common[self.slitlet] + self.drift[self.exposure]
 
-    def covariance(self) -> Array:
-        """``(slit, k, k)``, of that."""
-        return self.spread[self.slitlet] + self.wide[self.exposure]
+    def covariance(self, slits: slice) -> Array:
+        """``(slit, k, k)``, of that, for some slits."""
+        return self.spread[self.slitlet[slits]] + self.wide[self.exposure[slits]]
 
     def step(self, data: Array, right: Array) -> Hierarchy:
         """One round, from each slit's information matrix and right-hand side."""

@@ -17,13 +17,26 @@ from numpy.typing import NDArray
 from .hierarchy import likely_variance
 from .slit_algebra import add_up_bins, shutter_parts, shutter_rests, slit_parts
 
-__all__ = ["EXPECTED_LEAK", "EXPECTED_LEVEL", "Own", "Shutters"]
+__all__ = ["EXPECTED_LEAK", "EXPECTED_LEVEL", "LOT", "Own", "Shutters"]
 
 Array = NDArray[np.float64]
 
 EXPECTED_LEVEL = 0.006  # shutters of one slit are expected to differ by this much
-_LOT = 4096
-_OF_SLITS = ("weight", "excess", "sky", "beside", "light", "keep", "told", "gram", "linear")
+#: Slits at a time.
+LOT = 4096
+_OF_SLITS = (
+    "weight",
+    "excess",
+    "far",
+    "most",
+    "sky",
+    "beside",
+    "light",
+    "keep",
+    "told",
+    "gram",
+    "linear",
+)
 EXPECTED_LEAK = (0.006, 0.010)  # share of a source's light in the shutter beside it: mean, scatter
 _FAR = 0.1  # that two shutters away, as a share of the one beside
 
@@ -42,8 +55,10 @@ class Shutters:
 
     Attributes
     ----------
-    weight, excess
-        ``(s, z, b)``, from `mbkg_xr.shutters.look`.
+    weight, excess, far
+        ``(s, z, b)`` and ``(s, 2, z, b)``, from `mbkg_xr.shutters.look`.
+    most
+        ``(s,)``, slits for which what is far off is added to weight and excess, in their `part`.
     sky
         ``(s, z)``, no source in the shutter.
     beside
@@ -63,26 +78,32 @@ class Shutters:
 
     weight: Array
     excess: Array
+    far: NDArray[np.float32]
+    most: NDArray[np.bool_]
     sky: NDArray[np.bool_]
     beside: NDArray[np.int64]
     light: Array
     basis: Array
-    keep: NDArray[np.bool_]
+    keep: NDArray[np.bool_] = field(init=False)
     told: NDArray[np.bool_] = field(init=False)
     gram: Array = field(init=False)
     linear: Array = field(init=False)
 
     def __post_init__(self) -> None:
         n = self.basis.shape[1] + 1
-        self.told = self.sky & (self.weight.sum(axis=2) > 0)
-        self.gram = np.zeros((*self.keep.shape, n, n))
-        self.linear = np.zeros((*self.keep.shape, n))
-        add_up_bins(self.weight, self.excess, self.basis, self.light, self.gram, self.linear)
+        self.told = np.zeros_like(self.sky)
+        self.gram = np.zeros((*self.sky.shape, n, n))
+        self.linear = np.zeros((*self.sky.shape, n))
+        self.keep = self.told
+        for _, lot in self.lots():
+            lot.told[:] = lot.sky & (lot.weight.sum(axis=2) > 0)
+            add_up_bins(lot.weight, lot.excess, lot.basis, lot.light, lot.gram, lot.linear)
+        self.keep = self.told.copy()
 
     def lots(self) -> Iterator[tuple[slice, Shutters]]:
         """Some slits at a time: what is between takes more room than what is found."""
-        for first in range(0, len(self.keep), _LOT):
-            lot = slice(first, first + _LOT)
+        for first in range(0, len(self.sky), LOT):
+            lot = slice(first, first + LOT)
             yield lot, self.part(lot)
 
     def part(self, slits: slice | NDArray[np.int64]) -> Shutters:
@@ -90,6 +111,10 @@ class Shutters:
         out = copy(self)
         for name in _OF_SLITS:
             setattr(out, name, getattr(self, name)[slits])
+        if out.most.any():
+            out.weight = np.where(out.most[:, None, None], out.weight + out.far[:, 0], out.weight)
+            out.excess = np.where(out.most[:, None, None], out.excess + out.far[:, 1], out.excess)
+            out.most = np.zeros_like(out.most)
         return out
 
     def parts(self, own: Own) -> tuple[Array, Array]:

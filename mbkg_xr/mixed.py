@@ -19,13 +19,15 @@ at shutter centres.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import xarray as xr
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
 
 from .hierarchy import Hierarchy
-from .leaks import EXPECTED_LEAK, EXPECTED_LEVEL, Own, Shutters
+from .leaks import EXPECTED_LEAK, EXPECTED_LEVEL, LOT, Own, Shutters
 from .populations import quadratic, ranks, source_light
 from .scales import Scales, SlitScales
 from .shutters import ShutterSums, sky_shutters
@@ -108,39 +110,39 @@ def _shutters(
     source = np.where(background, np.nan, slits["source_shutter"].values)
     away = np.abs(FIRST_SHUTTER + np.arange(N_SHUTTERS) - source[:, None])
     held = ~np.isnan(away) & (away <= 0.5)
-    light = source_light(
-        (sums.weight * held[:, :, None]).sum(axis=1),
-        (sums.excess * held[:, :, None]).sum(axis=1),
-        phase,
-    )
-    sky = sky_shutters(slits)
-    weight, excess = _within(sums)
+    light = np.zeros((len(held), phase.size))
+    for rows in _some(np.flatnonzero(held.any(axis=1))):
+        within = held[rows][:, :, None]
+        light[rows] = source_light(
+            (sums.weight[rows] * within).sum(axis=1),
+            (sums.excess[rows] * within).sum(axis=1),
+            phase,
+        )
     basis = legendre.legvander(phase, options.order).astype(np.float64)
     if options.pedestal and shape.any():
         basis = np.column_stack([basis, shape])
     return Shutters(
-        weight,
-        excess,
-        sky,
+        sums.weight,
+        sums.excess,
+        sums.far,
+        _most_far(sums),
+        sky_shutters(slits),
         np.nan_to_num(away).round().astype(np.int64),
         light,
         basis,
-        sky & (weight.sum(axis=2) > 0),
     )
 
 
-def _within(sums: ShutterSums) -> tuple[Array, Array]:
-    """Weight and excess; of slits that are nothing but outliers to the present master, which may be
-    the one that is wrong, with what was kept from them.
+def _some(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    return (rows[first : first + LOT] for first in range(0, rows.size, LOT))
+
+
+def _most_far(sums: ShutterSums) -> NDArray[np.bool_]:
+    """``(slit,)``: nothing but outliers to the present master, which may be the one that is wrong:
+    of these what was kept from the sums counts, too.
     """
     far = sums.far[:, 0].sum(axis=(1, 2))
-    most = np.flatnonzero(far > _MOST_FAR * (far + sums.weight.sum(axis=(1, 2))))
-    if not most.size:
-        return sums.weight, sums.excess
-    weight, excess = sums.weight.copy(), sums.excess.copy()
-    weight[most] += sums.far[most, 0]
-    excess[most] += sums.far[most, 1]
-    return weight, excess
+    return np.asarray(far > _MOST_FAR * (far + sums.weight.sum(axis=(1, 2))))
 
 
 def _veto(shutters: Shutters, means: Hierarchy, own: Own, limit: float) -> None:
@@ -212,39 +214,50 @@ def _hidden(shutters: Shutters, means: Hierarchy, scale: Array, own: Own, veto: 
 
 def _found(shutters: Shutters, means: Hierarchy, own: Own, n: int, veto: Veto) -> SlitScales:
     """The first `n` coefficients are a scale's, the last, if there is one more, a pedestal."""
-    data, right = shutters.together(own)
-    mean, of_mean, tau = means.mean(), means.covariance(), means.tau[1]
-    scale, covariance = _posterior(data, right, mean, of_mean, tau)
-    found, rest = [], np.zeros(2)
+    mean, tau, size = means.mean(), means.tau[1], len(shutters.keep)
+    scale, weights = np.empty((2, size, tau.size))
+    covariance, slope = np.empty((size, n, n)), np.empty((size, N_SHUTTERS, n))
+    without, error = np.empty_like(slope), np.empty((size, N_SHUTTERS, n, n))
+    level, of_level, stray, excess = np.empty((4, size, N_SHUTTERS))
+    rest = np.zeros(2)
     for lot, part in shutters.lots():
-        without, error = _without_each(part, own, mean[lot], of_mean[lot], tau)
-        shares, inverse, slope = part.stray_and_level(scale[lot], own)
-        rest += part.rest(without, error, own)
-        found.append((without, error[..., :n, :n], shares, inverse[..., 1, 1], slope[..., :n]))
-    without, error, shares, of_level, slope = map(np.concatenate, zip(*found, strict=True))
+        data, right = part.together(own)
+        of_mean, keep = means.covariance(lot), part.keep
+        scale[lot], one = _posterior(data, right, mean[lot], of_mean, tau)
+        weights[lot] = np.einsum("skk->sk", data)
+        others, doubt = _without_each(part, own, mean[lot], of_mean, tau)
+        shares, inverse, change = part.stray_and_level(scale[lot], own)
+        rest += part.rest(others, doubt, own)
+        covariance[lot], error[lot] = one[:, :n, :n], doubt[..., :n, :n]
+        without[lot] = others[..., :n]
+        stray[lot], level[lot] = np.where(keep, np.moveaxis(shares, 2, 0), 0.0)
+        of_level[lot] = np.where(keep, inverse[..., 1, 1], own.level)
+        slope[lot] = np.where(keep[..., None], change[..., :n], 0.0)
+        excess[lot] = part.excess_over(*_without_each(part, own, mean[lot], None, tau), own)
     covariance[:, 0, 0] += _hidden(shutters, means, scale, own, veto)
+    # What such a slit holds may be its throughput after all.
+    covariance += veto.doubt(n)
     # What all slits have in common is the master's.
-    weights = np.einsum("skk->sk", data)
     middle = (weights * scale).sum(axis=0) / np.maximum(weights.sum(axis=0), 1e-30)
-    scale, without = scale - middle, without - middle
+    scale -= middle
+    without -= middle[:n]
     return SlitScales(
         scale=scale[:, :n],
-        # What such a slit holds may be its throughput after all.
-        covariance=covariance[:, :n, :n] + veto.doubt(n),
-        without=without[..., :n],
+        covariance=covariance,
+        without=without,
         without_covariance=error,
-        level=np.where(shutters.keep, shares[..., 1], 0.0),
-        level_variance=np.where(shutters.keep, of_level, own.level),
-        level_slope=np.where(shutters.keep[..., None], slope, 0.0),
+        level=level,
+        level_variance=of_level,
+        level_slope=slope,
         used=shutters.keep,
-        excess=_excess(shutters, means, own),
+        excess=excess,
         pedestal=scale[:, n:].sum(axis=1),
         spread=np.sqrt(means.tau[:, :n]),
         floor=float(np.sqrt(max(rest[0] / rest[1], 0.0))) if rest[1] > 0 else 0.0,
         own_spread=float(np.sqrt(own.level)),
         leak=own.leak,
         light=shutters.light,
-        stray=np.where(shutters.keep, shares[..., 0], 0.0),
+        stray=stray,
         reached=(means, own),
         veto=veto,
     )

@@ -129,7 +129,7 @@ def find_vetoes(
     def every() -> Iterator[Shutters]:
         return (_against(times, sums, some, lot, told[lot]) for lot, some in shutters.lots())
 
-    coefficients, bins = _by_itself(every, own, prior, choices)
+    coefficients, bins = _by_itself(every, own, prior, choices, times.size)
     many = _exposures(exposure[seen])
     value, variance, expected = coefficients
     floor = np.where(np.arange(prior.size) > 0, _FLOOR_OF_COLOUR, _FLOOR)
@@ -192,13 +192,15 @@ def _against(
     # Of m (1 + c): sum m^2 (1 + c)^2 / v, and sum m (1 + c) (y - m (1 + c)) / v.
     weight, excess = _with_far(sums, lot)
     excess = (excess - (times - 1) * weight) * times
-    some = replace(some, weight=weight * times**2, excess=excess, keep=told)
+    none = np.zeros_like(some.most)
+    some = replace(some, weight=weight * times**2, excess=excess, most=none)
+    some.keep = told
     return some.part(np.flatnonzero(told.any(axis=1)))
 
 
 def _by_itself(
-    every: Callable[[], Iterator[Shutters]], own: Own, prior: Array, choices: int
-) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
+    every: Callable[[], Iterator[Shutters]], own: Own, prior: Array, choices: int, n_bins: int
+) -> tuple[tuple[Array, Array, Array], tuple[NDArray, NDArray]]:
     """What slits say by themselves, of all their shutters and of all but each one.
 
     ``(slit, choice, order)`` coefficients, their variances, and those expected beforehand, of
@@ -212,19 +214,21 @@ def _by_itself(
     usual += np.eye(n) * 1e-6 * usual[0, 0]
     turn = np.linalg.cholesky(usual + ridge).T
     turn /= turn.diagonal()[:, None]
-    found = []
+    value, variance = np.empty((2, len(whole), choices, n))
+    left, noise = np.empty((2, len(whole), choices, n_bins), dtype=np.float32)
+    at = 0
     for some in every():
-        data, right, left, noise = _of_choices(some, own, n, choices)
+        here = slice(at, at + len(some.keep))
+        data, right, left[here], noise[here] = _of_choices(some, own, n, choices)
         covariance = inverses(data + ridge)
-        value = (covariance @ right[..., None])[..., 0] @ turn.T
-        variance = np.square(turn @ np.linalg.cholesky(covariance)).sum(axis=3)
+        value[here] = (covariance @ right[..., None])[..., 0] @ turn.T
+        variance[here] = np.square(turn @ np.linalg.cholesky(covariance)).sum(axis=3)
         # A slit that sees part of the range tells its level there, colours as they may be.
         total = np.maximum(data[..., 0, 0], 1e-30)
         shift = data[..., 0, 1:] / total[..., None] - usual[0, 1:] / usual[0, 0]
-        value[..., 0] = right[..., 0] / total
-        variance[..., 0] = 1 / total + np.square(shift) @ prior[1:]
-        found.append((value, variance, left, noise))
-    value, variance, left, noise = (np.concatenate(part) for part in zip(*found, strict=True))
+        value[here, :, 0] = right[..., 0] / total
+        variance[here, :, 0] = 1 / total + np.square(shift) @ prior[1:]
+        at = here.stop
     return (value, variance, np.square(turn) @ prior), (left, noise)
 
 
