@@ -88,6 +88,8 @@ def build_master(
         "n_used": ("slit", pixels[:, 1], {"long_name": "pixels left after clipping"}),
         "group": ("slit", groups, {"long_name": "what is left out together"}),
     }
+    if not fitted.covariance.size:
+        del data["covariance"]  # of a fit without held-out masters
     if fitted.heldout.size:
         data["heldout_polynomial"] = (
             ("leave_out", "span", "power"),

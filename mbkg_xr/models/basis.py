@@ -178,7 +178,8 @@ class Fitted:
     heldout_error
         ``(group, span, 4)``, its standard error.
     coefficient, covariance
-        Of the model's own parameters, for unit variance scale.
+        Of the model's own parameters, for unit variance scale; the second may be empty where
+        held-out masters were not asked for.
     factor
         ``(span, 4, rank)``, low-rank factor of the covariance of ``expected`` at `ERROR_NODES`,
         for unit variance scale (see `mbkg_xr.models.factor`).
