@@ -39,7 +39,7 @@ MODELS: Mapping[str, Callable[[], BSpline | LogPolynomial]] = {
     "seed": lambda: LogPolynomial(method="seed"),
 }
 
-KEEP = 2**30  # bytes of a configuration that are read once and kept
+KEEP = 2**26  # bytes of a configuration that are read once and kept, where memory allows
 
 
 @dataclass
@@ -189,7 +189,7 @@ def run_tree(
     with create_store(out, overwrite=overwrite) as staging:
         for name, ds in datasets.items():
             say(f"{name}: reading")
-            few = ds.nbytes <= min(KEEP, predicted.kept)
+            few = ds.nbytes <= KEEP and (memory is None or predicted.total + KEEP <= memory)
             ds = ds.persist() if few else ds
             selected = select_background(
                 ds,

@@ -25,7 +25,7 @@ from .drift import Clock, Drift, drift_variables, with_drift
 from .errors import FitError, MbkgError, ParameterError, SelectionError
 from .groups import MOST_GROUPS, leave_out_groups
 from .master import build_master
-from .memory import KEPT
+from .memory import pixel_room
 from .models import BSpline
 from .moment_fit import fit_moments
 from .parts import join_parts, split_slits
@@ -59,7 +59,7 @@ def fit_master(
     max_groups: int = MOST_GROUPS,
     bad_slits: str = "raise",
     grid: SpanGrid | None = None,
-    memory: int = KEPT,
+    memory: int | None = None,
     on_pass: Callable[[str], None] | None = None,
 ) -> xr.Dataset:
     """Fit the master spectrum to the selected pixels of all slits. Computes.
@@ -113,10 +113,10 @@ def fit_master(
     grid
         Spans, for dispersers mbkg_xr does not know.
     memory
-        Bytes of pixels that may be kept in memory between passes; by default few, since the others
-        go to scratch files (dask's ``temporary-directory``, or that of the system), which are read
-        nearly as fast. On a cluster its workers hold them, and spill what passes their own limit;
-        where they have none and the pixels do not fit, they are read again.
+        Bytes of pixels that may be kept in memory between passes. None: few (`predict_memory`),
+        since the others go to scratch files (dask's ``temporary-directory``, or that of the
+        system), which are read nearly as fast. On a cluster its workers hold them, and spill what
+        passes their own limit; where they have none and the pixels do not fit, they are read again.
     on_pass
         Called with a line of text as each pass begins.
 
@@ -191,7 +191,7 @@ def fit_master(
             leave_out=leave_out,
             most=max_groups,
             bad_slits=bad_slits,
-            memory=memory,
+            memory=pixel_room(ds.sizes["slit"]) if memory is None else memory,
             drift=drift,
         )
     if by is None:

@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 EXPECTED_LEVEL = 0.006  # shutters of one slit are expected to differ by this much
 #: Slits at a time.
-LOT = 4096
+LOT = 1024
 _OF_SLITS = (
     "weight",
     "excess",

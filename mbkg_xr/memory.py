@@ -15,7 +15,7 @@ import xarray as xr
 from .errors import ParameterError
 from .tasks import cluster, workers
 
-__all__ = ["KEPT", "Prediction", "check_memory", "parse_bytes", "predict_memory"]
+__all__ = ["Prediction", "check_memory", "parse_bytes", "pixel_room", "predict_memory"]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -26,10 +26,13 @@ BASE = 600 * 10**6
 #: Blocks of a pixel variable that one task holds at most: what it read, made and encodes.
 _ARRAYS = 32
 #: Bytes a slit: sums by shutter and bin, scales and their covariances while they are solved for
-#: (measured from 10^4 to 10^5 PRISM slits: 17e3).
-_A_SLIT = 18_500
-#: Packed pixels in memory where no limit is stated: few, as scratch files are nearly as fast.
-KEPT = 2**26
+#: (measured from 10^3 to 10^4 PRISM slits: 12e3).
+_A_SLIT = 14_000
+# What is kept between passes where no limit is stated: these, and packed pixels where they leave
+# room; few, as scratch files are nearly as fast.
+_KEPT = 2**27
+# And the most of packed pixels that is kept, whatever is allowed, or that a cluster's worker holds.
+_MOST_KEPT = 2**30
 #: Share of all pixels that is packed; of them 24 bytes are kept.
 _PACKED = 0.4
 #: Chunks that wait for others, beside those being worked on: partial sums and other nods.
@@ -110,7 +113,7 @@ def predict_memory(
         Slit datasets, which are worked on one after the other.
     memory
         Bytes allowed in all; what is left of them keeps pixels between passes, up to 1 GiB. None:
-        of pixels `KEPT` bytes are, whatever is there.
+        128 MiB are kept between passes, tables by slit first, then pixels.
 
     Returns
     -------
@@ -141,11 +144,18 @@ def _of_one(ds: xr.Dataset, threads: int, memory: int | None) -> Prediction:
     working = threads * _ARRAYS * chunk + _WAITING * 3 * chunk
     each = int(24 * _PACKED * ny * nx) + 1
     slits = n * _A_SLIT
-    least = Prediction(BASE, working, slits, 0, threads, chunk)
-    room = KEPT if memory is None else min(2**30, max(memory - least.total, 0))
+    room = pixel_room(n)
+    if memory is not None:
+        least = Prediction(BASE, working, slits, 0, threads, chunk)
+        room = min(_MOST_KEPT, max(memory - least.total, 0))
     # Of packed pixels; what does not fit goes to scratch files.
     kept = min(room, n * each) + (0 if lazy else ds.nbytes)
     return Prediction(BASE, working, slits, kept, threads, chunk)
+
+
+def pixel_room(n_slits: int) -> int:
+    """Bytes of packed pixels that a process keeps between passes where no limit is stated."""
+    return _MOST_KEPT if cluster() is not None else max(_KEPT - n_slits * _A_SLIT, 0)
 
 
 def check_memory(datasets: Mapping[str, xr.Dataset], memory: int | None) -> Prediction:
