@@ -5,9 +5,10 @@
 Prints one JSON line. In memory, two threads, nine exposures of 60 PRISM slits: Mpixel/s of each
 step and of the whole chain, one pass beside a weighted scipy B-spline on the same selected pixels,
 and the chain beside the official step's 0.022 Mpixel/s. From Zarr: a pass beside only reading the
-same arrays, in turns. For each number of slits, in a process of its own: fit, subtract and write,
-with wall and processor time and peak memory beside the prediction; the same on a cluster of two
-processes for the smallest. `--graphs` only builds graphs of 10^5 slits, without pixels:
+same arrays, in turns, and one over the scratch files that a fit packs them in. For each number of
+slits, in a process of its own: fit, subtract and write, with wall and processor time and peak
+memory beside the prediction; the same on a cluster of two processes for the smallest.
+`--graphs` only builds graphs of 10^5 slits, without pixels:
 processor time to open, to select and lay out a pass, and to subtract and lay out what is written.
 `--large` adds 10^5 slits (some minutes, 25 GB of disk).
 """
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,7 +106,7 @@ def in_memory(exposures, repeat):
 
 
 def reading(store, repeat):
-    """A pass that reads its pixels again, beside reading alone."""
+    """A pass that reads its pixels again, and one over scratch files, beside reading alone."""
     ds = mx.select_background(opened(store))
     few = ds.isel(slit=slice(0, 256))
     master = mx.fit_master(few, model=mx.BSpline(spacing=8, penalty=1e-2))
@@ -116,13 +117,21 @@ def reading(store, repeat):
     def read():
         return reduce_blocks(ds, COLUMNS, lambda i, a, s: len(a), lambda a, b: a + b)
 
-    times = in_turns(repeat, read=read, fit_pass=lambda: accumulate(sky, state, groups, 1))
+    with ExitStack() as stack:
+        packed = held(ds, grid, memory=0, stack=stack)
+        times = in_turns(
+            repeat,
+            read=read,
+            fit_pass=lambda: accumulate(sky, state, groups, 1),
+            scratch_pass=lambda: accumulate(packed, state, groups, 1),
+        )
     pixels = ds.flux.size / 1e6
     return {
         "zarr_read_mpixel_s": round(pixels / times["read"][0], 2),
         "zarr_pass_mpixel_s": round(pixels / times["fit_pass"][0], 2),
         "pass_over_reading": round(times["fit_pass"][0] / times["read"][0], 3),
         "pass_over_reading_cpu": round(times["fit_pass"][1] / times["read"][1], 3),
+        "scratch_pass_over_reading": round(times["scratch_pass"][0] / times["read"][0], 3),
     }
 
 

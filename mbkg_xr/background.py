@@ -10,7 +10,7 @@ import numpy as np
 
 from .kernels import kernel
 from .spans import find_span, span_within
-from .terms import profile_place
+from .terms import profile_layer, profile_place
 
 __all__ = ["apply_pixels", "project_pixels", "ratio_pixels", "subtract_pixels"]
 
@@ -222,14 +222,10 @@ def _of_slit(
     sky, error, f, variance, profile, place_of, yrel, u, pedestal, floor
 ):  # pragma: no cover - compiled
     """Background of a pixel and its error, from the master there; u counts spans."""
-    i, k, a, b, c, d = profile_place(profile, place_of, yrel, u)
+    place = profile_place(profile, place_of, yrel, u)
     # What the bars leave of the sky, what a pedestal is there, and the error of the first.
-    g = a * profile[i, k, 0] + b * profile[i, k + 1, 0]
-    g += c * profile[i + 1, k, 0] + d * profile[i + 1, k + 1, 0]
-    v = a * profile[i, k, 1] + b * profile[i, k + 1, 1]
-    v += c * profile[i + 1, k, 1] + d * profile[i + 1, k + 1, 1]
-    e = a * profile[i, k, 2] + b * profile[i, k + 1, 2]
-    e += c * profile[i + 1, k, 2] + d * profile[i + 1, k + 1, 2]
+    g, v = profile_layer(profile, place, 0), profile_layer(profile, place, 1)
+    e = profile_layer(profile, place, 2)
     total = sky * sky * (variance * g * g + f * f * e * e)
     total += f * f * g * g * (error * error + floor * floor * sky * sky)
     return sky * f * g + pedestal * v, np.sqrt(total)

@@ -20,7 +20,7 @@ from .pass_kernel import (
 )
 from .profile_sums import FADES, PROFILE_FIRST, PROFILE_STEP, SPILT
 from .schema import CENTRE, OPEN
-from .terms import BIN_SPANS, profile_place, shutter_of
+from .terms import BIN_SPANS, profile_layer, profile_place, shutter_of
 
 __all__ = ["look_pixels"]
 
@@ -81,11 +81,8 @@ def _expect_block(m, model, of_slit, noise, real, whole):  # pragma: no cover - 
         n, t, r = whole[SPAN + k], real[T + k], real[YREL + k]
         mean = ((model[n, 3] * t + model[n, 2]) * t + model[n, 1]) * t + model[n, 0]
         mean *= by_span[2, n]
-        i, j, a, b, c, d = profile_place(profile, place_of, r, n + t)
-        g = a * profile[i, j, 0] + b * profile[i, j + 1, 0]
-        g += c * profile[i + 1, j, 0] + d * profile[i + 1, j + 1, 0]
-        v = a * profile[i, j, 1] + b * profile[i, j + 1, 1]
-        v += c * profile[i + 1, j, 1] + d * profile[i + 1, j + 1, 1]
+        place = profile_place(profile, place_of, r, n + t)
+        g, v = profile_layer(profile, place, 0), profile_layer(profile, place, 1)
         here, added = g * mean, by_span[1, n] * v
         expected = (by_span[0, n] + level[shutter_of(r)]) * here
         gain, floor = by_span[3, n], by_span[4, n]

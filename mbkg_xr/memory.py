@@ -164,9 +164,10 @@ def check_memory(datasets: Mapping[str, xr.Dataset], memory: int | None) -> Pred
     Raises
     ------
     ParameterError
-        Where it does not, with what would.
+        Where it does not, or a worker of the cluster has less than it would take, with what would.
     """
     found = predict_memory(datasets, memory=memory)
+    _check_workers(found)
     if memory is None or found.total <= memory:
         return found
     advice = []
@@ -187,3 +188,23 @@ def check_memory(datasets: Mapping[str, xr.Dataset], memory: int | None) -> Pred
         found=f"{found.total / 1e9:.2f} GB",
         remedy=" or ".join([*advice, f"--memory {1.05 * found.total / 1e9:.1f}GB"]),
     )
+
+
+def _check_workers(found: Prediction) -> None:
+    """Refuse workers whose own limit a chunk would pass: dask would halt them, and wait."""
+    client = cluster()
+    if client is None:
+        return
+    about = client.scheduler_info(-1)["workers"]
+    limits = {name: one["memory_limit"] for name, one in about.items() if one["memory_limit"]}
+    need = found.base + found.working
+    if limits and min(limits.values()) < need:
+        least = min(limits, key=limits.__getitem__)
+        raise ParameterError(
+            "a worker of the cluster has too little memory",
+            where=f"{least}, chunks of {found.chunk / 1e6:.0f} MB a variable",
+            expected=f"at least {need / 1e9:.2f} GB for {found.threads} threads",
+            found=f"{limits[least] / 1e9:.2f} GB",
+            remedy="start fewer workers with more memory each, or take fewer slits a chunk "
+            "(--chunks)",
+        )

@@ -6,7 +6,7 @@ import numpy as np
 
 from .kernels import kernel
 from .spans import span_within
-from .terms import BIN_SPANS, light_at, profile_place, shutter_of
+from .terms import BIN_SPANS, light_at, profile_layer, profile_place, shutter_of
 
 __all__ = [
     "BIWEIGHT",
@@ -154,11 +154,8 @@ def _expect_block(m, of_slit, has_var, real, whole):  # pragma: no cover - compi
         t, r, here = real[T + k], real[YREL + k], by_span[whole[SPAN + k]]
         mean = ((here[3] * t + here[2]) * t + here[1]) * t + here[0]
         z = shutter_of(r)
-        i, j, a, b, c, d = profile_place(profile, place_of, r, whole[SPAN + k] + t)
-        g = a * profile[i, j, 0] + b * profile[i, j + 1, 0]
-        g += c * profile[i + 1, j, 0] + d * profile[i + 1, j + 1, 0]
-        v = a * profile[i, j, 1] + b * profile[i, j + 1, 1]
-        v += c * profile[i + 1, j, 1] + d * profile[i + 1, j + 1, 1]
+        place = profile_place(profile, place_of, r, whole[SPAN + k] + t)
+        g, v = profile_layer(profile, place, 0), profile_layer(profile, place, 1)
         share = (here[_SCALE] + level[z]) * g
         other = here[_PEDESTAL] * v + leak[z] * here[_LIGHT] * mean
         real[_EXPECTED + k], real[_SHARE + k], real[_OTHER + k] = share * mean + other, share, other

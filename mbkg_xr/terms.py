@@ -27,6 +27,7 @@ __all__ = [
     "Terms",
     "bin_phase",
     "profile_at",
+    "profile_layer",
     "profile_place",
     "shutter_of",
 ]
@@ -240,6 +241,14 @@ def profile_place(profile, place_of, yrel, u):  # pragma: no cover - compiled
     i, k = min(max(int(p), 0), nodes - 2), min(max(int(q), 0), bins - 2)
     p, q = p - i, q - k
     return i, k, (1 - p) * (1 - q), (1 - p) * q, p * (1 - q), p * q
+
+
+@kernel(inline="always")
+def profile_layer(profile, place, k):  # pragma: no cover - compiled
+    """Layer k of a stacked profile of one kind, where `profile_place` says."""
+    i, j, a, b, c, d = place
+    low = a * profile[i, j, k] + b * profile[i, j + 1, k]
+    return low + (c * profile[i + 1, j, k] + d * profile[i + 1, j + 1, k])
 
 
 @kernel(inline="always")

@@ -214,6 +214,21 @@ def test_workers_without_a_limit_hold_what_fits(store, expected):
         assert client.run_on_scheduler(_lots)[0] == 1
 
 
+def test_workers_of_too_little_memory_are_refused(store, tmp_path):
+    """Before anything is done: dask would halt them and wait."""
+    ds = mx.open_program(store, chunks={})["prism-clear"].to_dataset()
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, memory_limit="200MB",
+            protocol="tcp", host="127.0.0.1", dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster),
+        pytest.raises(mx.MbkgError, match=r"too little memory.*tcp://.*0\.20 GB.*--chunks"),
+    ):  # fmt: skip
+        run_tree({"prism-clear": ds}, tmp_path / "r.zarr")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_line_on_a_cluster(client, store, tmp_path):
     """By address; and an address where nobody answers is one line."""
     out = tmp_path / "r.zarr"
