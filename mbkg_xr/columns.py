@@ -51,6 +51,7 @@ Parts = Iterable[tuple[slice, Pixels]]
 Block = Callable[[slice, Parts, Any], Any]
 
 _PIXELS = 2**19  # that a block function gets at a time, about
+_OF_WORKER = 2**21  # selected ones of a lot of few slits that a worker holds, at most
 _OF_PART = 2**17  # that are together in a part, about
 
 
@@ -212,19 +213,11 @@ class Held:
         mine = [rows[a:b] - start for a, b, start in zip(cuts, cuts[1:], starts, strict=False)]
         slits = self.slits.isel(slit=rows)
         some = [i for i, own in enumerate(mine) if own.size]
-        if self.room is None:
-            name = f"few-{uuid.uuid4().hex}"
-            keys: list[Hashable] = [(name, i) for i in some]
-            make = {
-                key: (Call(partial(_taken, [mine[i]])), [self.keys[i]])
-                for key, i in zip(keys, some, strict=True)
-            }
-            lots, sizes = with_workers(self.graph | make, keys, stack)
-            lengths = [mine[i].size for i in some]
-            return Held(slits, self.grid, sum(sizes), lots, keys, lengths, sizes)
-        room = self.room
         # Of each lot a few pixels, of many lots a piece.
         sizes = [self.sizes[i] * mine[i].size // self.lengths[i] for i in some]
+        if self.room is None:
+            return self._part_of_workers(slits, mine, some, sizes, stack)
+        room = self.room
         pieces = [[some[k] for k in piece] for piece in _together(sizes, _OF_PART)]
 
         def run(
@@ -241,11 +234,41 @@ class Held:
         found = added(self.graph, columns, each, run, lambda a, b: a + b, local=True)
         return _here(slits, self.grid, found, room)
 
+    def _part_of_workers(
+        self,
+        slits: xr.Dataset,
+        mine: list[NDArray[np.int64]],
+        some: list[int],
+        sizes: list[int],
+        stack: ExitStack,
+    ) -> Held:
+        """The same of workers: each takes its few where they lie, and one a thread joins them."""
+        name = uuid.uuid4().hex
+        taken: list[Hashable] = [(f"taken-{name}", i) for i in some]
+        graph = self.graph | {
+            key: (Call(partial(_taken, [mine[i]])), [self.keys[i]])
+            for key, i in zip(taken, some, strict=True)
+        }
+        share = -(-sum(sizes) // max(workers(), -(-sum(sizes) // _OF_WORKER)))
+        which = (np.cumsum(sizes) - 1) // max(share, 1)
+        keys: list[Hashable] = []
+        lengths = []
+        for piece in (np.flatnonzero(which == k).tolist() for k in np.unique(which)):
+            keys.append((f"few-{name}", len(keys)))
+            graph[keys[-1]] = (_joined, [taken[k] for k in piece])
+            lengths.append(sum(mine[some[k]].size for k in piece))
+        lots, found = with_workers(graph, keys, stack, apart=taken)
+        return Held(slits, self.grid, sum(found), lots, keys, lengths, found)
+
     def _lots(self) -> list[range]:
         """Those that one task takes: few large tasks, but two for every worker."""
         if self.room is None:
             return [range(i, i + 1) for i in range(len(self.keys))]
         return _together(self.sizes, min(_PIXELS, -(-self.size // (2 * workers()))))
+
+
+def _joined(lots: Sequence[Sequence[Packed]]) -> list[Packed]:
+    return [Packed.joined([*chain.from_iterable(lots)])]
 
 
 def _together(sizes: Sequence[int], most: int) -> list[range]:

@@ -21,8 +21,7 @@ from .tasks import cluster, hold, workers
 
 __all__ = ["can_hold", "held_lots", "with_workers"]
 
-_PIXELS = 2**21  # of a lot, nearly
-_A_THREAD = 1  # lots of few pixels: each brings back sums as large as those of many
+_PIXELS = 2**23  # of a lot, nearly: each brings back sums as large as those of few
 
 
 def can_hold(size: int, memory: int) -> bool:
@@ -73,12 +72,15 @@ def held_lots(
 
 
 def with_workers(
-    graph: dict, keys: Sequence[Hashable], stack: ExitStack
+    graph: dict, keys: Sequence[Hashable], stack: ExitStack, *, apart: Sequence[Hashable] = ()
 ) -> tuple[dict[Hashable, Any], list[int]]:
-    """Lots of a graph, held by the workers until `stack` ends: futures by key, and their sizes."""
+    """Lots of a graph, held by the workers until `stack` ends: futures by key, and their sizes.
+
+    What is `apart` stays a task of its own, which is done where its data lie.
+    """
     sizes: list[Hashable] = [("size", key) for key in keys]
     graph = graph | {size: (_size, key) for size, key in zip(sizes, keys, strict=True)}
-    futures, found = hold(fused(graph, [*keys, *sizes]), keys, sizes)
+    futures, found = hold(fused(graph, [*keys, *sizes, *apart]), keys, sizes)
     stack.callback(_release, futures)
     return dict(zip(keys, futures, strict=True)), found
 
@@ -86,7 +88,7 @@ def with_workers(
 def _lots(chunks: Sequence[int], pixels: int) -> list[range]:
     """Chunks that go together: neighbours, of about as many slits."""
     total = sum(chunks)
-    most = max(int(min(_PIXELS / pixels, np.ceil(total / (_A_THREAD * workers())))), 1)
+    most = max(int(min(_PIXELS / pixels, np.ceil(total / workers()))), 1)
     which = (np.cumsum(chunks) - 1) // most
     cuts = [0, *(np.flatnonzero(np.diff(which)) + 1).tolist(), len(chunks)]
     return [range(a, b) for a, b in pairwise(cuts)]
