@@ -26,8 +26,8 @@ import mbkg_xr as mx
 from mbkg_xr import differences, pass_loop, passes
 from mbkg_xr.blas import serial_blas
 from mbkg_xr.blocks import reduce_blocks
-from mbkg_xr.columns import held
 from mbkg_xr.differences import shutter_sight
+from mbkg_xr.held import held
 from mbkg_xr.models import BSpline
 from mbkg_xr.moments import PassState, accumulate
 from mbkg_xr.spans import span_grid

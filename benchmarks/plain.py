@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 import mbkg_xr as mx
-from mbkg_xr.columns import held
 from mbkg_xr.differences import Differences
+from mbkg_xr.held import held
 from mbkg_xr.master import build_master
 from mbkg_xr.models import Problem
 from mbkg_xr.moments import accumulate

@@ -33,9 +33,10 @@ from scipy.interpolate import make_lsq_spline
 import mbkg_xr as mx
 from mbkg_xr.blocks import reduce_blocks
 from mbkg_xr.cli.cluster import on_cluster
-from mbkg_xr.columns import Planes, held
+from mbkg_xr.held import held
 from mbkg_xr.io.writing import write_chunks
 from mbkg_xr.moments import PassState, accumulate
+from mbkg_xr.planes import Planes
 from mbkg_xr.schema import PIXEL_DIMS
 from mbkg_xr.spans import span_grid
 

@@ -8,7 +8,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .columns import Source
 from .mixed import solve_scales
 from .moments import PassState
 from .profile import STRENGTHS, solve_profile
@@ -16,6 +15,7 @@ from .profile_sums import ProfileSums
 from .quality import excluded_bits
 from .scales import Scales, SlitScales
 from .shutters import ShutterSight, look, sky_shutters
+from .sources import Source
 from .terms import BIN_SPANS, Terms, bin_phase
 
 __all__ = ["Differences", "find_differences", "shutter_sight"]

@@ -20,7 +20,6 @@ from .checks import (
     warn_of_slits,
     warn_without_sky,
 )
-from .columns import per_unit_sky
 from .drift import Clock, Drift, drift_variables, with_drift
 from .errors import FitError, MbkgError, ParameterError, SelectionError
 from .groups import MOST_GROUPS, leave_out_groups
@@ -35,6 +34,7 @@ from .scales import Scales
 from .schema import validate
 from .select import centres_only
 from .slit_moments import is_moments
+from .sources import per_unit_sky
 from .spans import SpanGrid, span_grid
 
 __all__ = ["fit_master"]

@@ -17,9 +17,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .columns import Parts, Source
 from .groups import add_up, weighted
 from .pass_kernel import READ_CLASSES, TAPERED, accumulate_pixels
+from .sources import Parts, Source
 from .spans import SpanGrid
 from .terms import BIN_SPANS, Terms
 
@@ -190,7 +190,7 @@ def accumulate(
     Parameters
     ----------
     pixels
-        From `mbkg_xr.columns.held`.
+        From `mbkg_xr.held.held`.
     state
         The present model, noise and clipping.
     groups

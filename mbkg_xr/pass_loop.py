@@ -11,7 +11,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .checks import CONVERGED, FAR, NO_SKY, Model, check_slits, sky_level
-from .columns import Source
 from .differences import Differences, find_differences
 from .drift import Drift, without_trend
 from .errors import FitError
@@ -20,6 +19,7 @@ from .moments import PassState, PassSums, accumulate
 from .robust import BIN_PIXELS, CHOOSE_PASS, Rule, next_state, scatter_of
 from .scales import Scales
 from .shutters import ShutterSight
+from .sources import Source
 from .terms import Terms
 
 __all__ = ["Progress", "Work", "begin", "begin_with", "iterate"]

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from .bars import pedestal_along
 from .checks import Model, check_slits
-from .columns import held
 from .differences import Differences, shutter_sight
 from .drift import Clock, Drift
 from .groups import few_slits
+from .held import held
 from .models import BSpline, Drifted, Fitted, Problem, fit_drift
 from .moments import PassState
 from .pass_loop import SETTLED, Progress, Work, begin, begin_with, iterate

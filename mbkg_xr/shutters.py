@@ -13,13 +13,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .columns import Parts, Source
 from .kernels import kernel
 from .look_kernel import look_pixels
 from .moments import PassState, time_factors
 from .profile_sums import N_NODES, ProfileSums
 from .rows import Piece, Rows
 from .schema import CENTRE, OPEN, occupied_shutters
+from .sources import Parts, Source
 from .terms import BIN_SPANS, FIRST_SHUTTER, N_SHUTTERS, Terms, shutter_of
 
 __all__ = [
@@ -109,7 +109,7 @@ def _in_sight(
 
 @dataclass(frozen=True)
 class ShutterSight:
-    """Which pixels a look sees, and whose: a `mbkg_xr.columns.Sight`.
+    """Which pixels a look sees, and whose: a `mbkg_xr.sources.Sight`.
 
     Attributes
     ----------
@@ -181,7 +181,7 @@ def look(
     Parameters
     ----------
     pixels
-        From `mbkg_xr.columns.held`, with this `sight`.
+        From `mbkg_xr.held.held`, with this `sight`.
     state, terms
         The present master and noise, and what differs from slit to slit.
     sight

@@ -22,12 +22,12 @@ from .applied import (
 )
 from .blas import serial_blas
 from .blocks import map_slits
-from .columns import pass_columns, per_unit_sky
 from .errors import DatasetError
 from .moments import N_MOMENTS, PassState, block_sums, time_factors
 from .packing import planes
 from .schema import MOMENT_DIMS, SLIT_IDENTITY, refuse_subtracted, slit_label, validate
 from .select import centres_only
+from .sources import pass_columns, per_unit_sky
 from .spans import SpanGrid
 from .terms import Terms
 

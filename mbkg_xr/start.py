@@ -8,10 +8,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .columns import Parts, Source
 from .kernels import kernel
 from .moments import PassState
 from .select import why_empty
+from .sources import Parts, Source
 from .spans import find_span
 
 __all__ = ["median_start", "start"]

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import mbkg_xr as mx
-from mbkg_xr.columns import Planes, held
 from mbkg_xr.differences import shutter_sight
+from mbkg_xr.held import held
 from mbkg_xr.moments import PassState, accumulate
 from mbkg_xr.packing import Packed, pack
+from mbkg_xr.planes import Planes
 from mbkg_xr.shutters import look
 from mbkg_xr.spans import span_grid
 from mbkg_xr.terms import Terms, bin_phase

@@ -7,7 +7,6 @@ import xarray as xr
 from plain_moments import trust_of
 
 import mbkg_xr as mx
-from mbkg_xr.columns import Planes
 from mbkg_xr.moments import (
     BIN_SPANS,
     HISTOGRAM_EDGES,
@@ -16,6 +15,7 @@ from mbkg_xr.moments import (
     accumulate,
 )
 from mbkg_xr.pass_kernel import BIWEIGHT, HUBER, TAPERED
+from mbkg_xr.planes import Planes
 from mbkg_xr.spans import SpanGrid, dispersion, span_grid
 from mbkg_xr.start import median_start
 

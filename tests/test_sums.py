@@ -10,10 +10,11 @@ from plain_sums import plain_look, plain_pass
 
 import mbkg_xr as mx
 from mbkg_xr.applied import applied_state, applied_terms
-from mbkg_xr.columns import Planes, held
 from mbkg_xr.differences import shutter_sight
+from mbkg_xr.held import held
 from mbkg_xr.moments import accumulate
 from mbkg_xr.pass_kernel import BIWEIGHT, HUBER, TAPERED
+from mbkg_xr.planes import Planes
 from mbkg_xr.shutters import ProfileSums, look
 from mbkg_xr.spans import span_grid
 from mbkg_xr.terms import bin_phase
