@@ -6,9 +6,10 @@ Prints one JSON line. In memory, two threads, nine exposures of 60 PRISM slits: 
 step and of the whole chain, one pass beside a weighted scipy B-spline on the same selected pixels,
 and the chain beside the official step's 0.022 Mpixel/s. From Zarr: a pass beside only reading the
 same arrays, in turns, and one over the scratch files that a fit packs them in. For each number of
-slits, in a process of its own: fit, subtract and write, with wall and processor time and peak
-memory beside the prediction; the same on a cluster of two processes for the smallest.
-`--graphs` only builds graphs of 10^5 slits, without pixels:
+slits, in processes of their own: fit, subtract and write, with wall and processor time and peak
+memory beside the prediction; all but the largest several times before and after it, and once on a
+cluster of two processes that have yet to load libraries and kernels (`benchmarks/cluster.py` has
+processes that did). `--graphs` only builds graphs of 10^5 slits, without pixels:
 processor time to open, to select and lay out a pass, and to subtract and lay out what is written.
 `--large` adds 10^5 slits (some minutes, 25 GB of disk).
 """
@@ -216,6 +217,44 @@ def child(*args):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def stored(slits, store):
+    made = mx.simulate_program(exposures=max(slits // 60, 1), slits=60, background_slits=15)
+    mx.save(made.drop_vars(TRUTH), store)
+    return store
+
+
+def grown(stores, out, repeat):
+    """Runs of all sizes: the smaller ones in turns before and after the largest, which runs once.
+
+    A machine that others share drifts while the largest runs; ratios are of medians around it.
+    """
+    *smaller, largest = stores
+    runs, clusters = {n: [] for n in stores}, {}
+
+    def turns():
+        for _ in range(repeat):
+            for n in smaller:
+                runs[n].append(child("--one", stores[n], out))
+
+    child("--one", stores[largest if not smaller else smaller[0]], out)  # compiles
+    turns()
+    runs[largest].append(child("--one", stores[largest], out))
+    turns()
+    for n in smaller:
+        clusters[n] = child("--one", stores[n], out, "--cluster", "local")
+    middle = {
+        n: {k: float(np.median([r[k] for r in rows])) for k in ("s", "cpu_s", "peak_gb")}
+        for n, rows in runs.items()
+    }
+    row = {"runs": [r for rows in runs.values() for r in rows], "clusters": list(clusters.values())}
+    for n, made in clusters.items():
+        row[f"cold_cluster_over_threads_{n}"] = round(made["s"] / middle[n]["s"], 2)
+    for a, b in pairwise(stores):
+        row[f"time_{b}_over_{a}"] = round(middle[b]["s"] / middle[a]["s"], 2)
+        row[f"peak_{b}_over_{a}"] = round(middle[b]["peak_gb"] / middle[a]["peak_gb"], 3)
+    return row | {"largest_s": middle[largest]["s"], "largest_peak_gb": middle[largest]["peak_gb"]}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--slits", type=int, nargs="+", default=[1000, 10_000])
@@ -236,25 +275,12 @@ def main():
         return
     row = in_memory(options.exposures, options.repeat)
     print(json.dumps(row), file=sys.stderr)
+    sizes = [*options.slits, *([100_000] if options.large else [])]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        sizes = [*options.slits, *([100_000] if options.large else [])]
-        rows = {}
-        for n in sizes:
-            store, out = Path(folder) / f"{n}.zarr", Path(folder) / "out.zarr"
-            made = mx.simulate_program(exposures=max(n // 60, 1), slits=60, background_slits=15)
-            mx.save(made.drop_vars(TRUTH), store)
-            rows[n] = child("--one", store, out)
-            if n == sizes[0]:
-                row |= reading(store, options.repeat)
-                print(json.dumps(row), file=sys.stderr)
-                rows["cluster"] = child("--one", store, out, "--cluster", "local")
-        row["runs"] = list(rows.values())
-        first, last = rows[sizes[0]], rows[sizes[-1]]
-        row["cluster_over_threads"] = round(rows["cluster"]["s"] / first["s"], 2)
-        for a, b in pairwise(sizes):
-            row[f"time_{b}_over_{a}"] = round(rows[b]["s"] / rows[a]["s"], 2)
-            row[f"peak_{b}_over_{a}"] = round(rows[b]["peak_gb"] / rows[a]["peak_gb"], 3)
-        row["largest_s"], row["largest_peak_gb"] = last["s"], last["peak_gb"]
+        stores = {n: stored(n, Path(folder) / f"{n}.zarr") for n in sizes}
+        row |= reading(stores[sizes[0]], options.repeat)
+        print(json.dumps(row), file=sys.stderr)
+        row |= grown(stores, Path(folder) / "out.zarr", options.repeat)
     print(json.dumps(row))
 
 
