@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from .drift import Drift
 from .errors import DatasetError, ParameterError
 from .fit import fit_master
 from .io import open_program
+from .io.lazy import SLITS_A_CHUNK
 from .io.location import local_path
 from .io.store import create_store, finish, open_store, write_group
 from .io.write import check_targets, write_fits
@@ -29,6 +31,7 @@ from .residuals import compare, residuals
 from .schema import already_subtracted, refuse_subtracted
 from .select import Windows, select_background
 from .subtract import subtract
+from .tasks import await_workers, cluster
 
 __all__ = ["MODELS", "ChainResult", "run", "run_tree"]
 
@@ -148,8 +151,9 @@ def run_tree(
     overwrite
         Replace an existing store, report and files.
     memory
-        Bytes that the run may take; where it would take more it is refused, with advice
-        (`predict_memory`). Pixels are kept between passes where that leaves room for them.
+        Bytes that the run may take, on a cluster each worker; where it would take more it is
+        refused, with advice (`predict_memory`). Pixels are kept between passes where that leaves
+        room for them.
     on_step
         Called with a line of text as each step begins.
 
@@ -182,15 +186,18 @@ def run_tree(
             )
     if fits is not None:
         check_targets(datasets, fits, overwrite=overwrite)
+    await_workers(say)
     predicted = check_memory(datasets, memory)
     say(str(predicted))
     selections: dict[str, xr.Dataset] = {}
     tables: dict[str, pd.DataFrame] = {}
+    keep = KEEP
     with create_store(out, overwrite=overwrite) as staging:
         for name, ds in datasets.items():
             say(f"{name}: reading")
-            few = ds.nbytes <= KEEP and (memory is None or predicted.total + KEEP <= memory)
-            ds = ds.persist() if few else ds
+            few = ds.nbytes <= keep and (memory is None or predicted.total + keep <= memory)
+            keep -= ds.nbytes if few else 0
+            ds = ds.persist() if few else _in_chunks(ds)
             selected = select_background(
                 ds,
                 yrel=yrel,
@@ -233,6 +240,13 @@ def run_tree(
     if report is not None:
         write_pages(sections, report, on_step=say)
     return results
+
+
+def _in_chunks(ds: xr.Dataset) -> xr.Dataset:
+    """A large dataset that lies in memory, worked on a few slits at a time as others are."""
+    if ds["flux"].chunks or ds.nbytes <= KEEP or cluster() is not None:
+        return ds
+    return ds.chunk({"slit": SLITS_A_CHUNK}, token=uuid.uuid4().hex)
 
 
 def _prefixed(say: Callable[[str], None], name: str) -> Callable[[str], None]:

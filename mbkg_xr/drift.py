@@ -44,6 +44,11 @@ class Drift:
         larger, the smoother. No change at all is always a candidate, and is chosen unless a change
         predicts slits left out of the fit better, by more than one standard error.
 
+    Raises
+    ------
+    ParameterError
+        On values that make no sense.
+
     Examples
     --------
     >>> Drift(order=2).order

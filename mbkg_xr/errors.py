@@ -2,12 +2,14 @@
 
 Grouped by what a caller would do about them: mend the input file (`InputFileError`), mend the
 dataset (`DatasetError`), choose other pixels (`SelectionError`), choose another model (`FitError`),
-choose another place to write (`StoreError`), or mend a parameter (`ParameterError`).
+choose another place to write (`StoreError`), look after the cluster (`ClusterError`), or mend a
+parameter (`ParameterError`).
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "ClusterError",
     "DatasetError",
     "FitError",
     "InputFileError",
@@ -103,6 +105,10 @@ class FitError(MbkgError, ValueError):
 
 class StoreError(MbkgError, OSError):
     """A result store cannot be written or read."""
+
+
+class ClusterError(MbkgError, RuntimeError):
+    """The cluster that does the work was lost, or cannot do it."""
 
 
 class ParameterError(MbkgError, ValueError):

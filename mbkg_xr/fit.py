@@ -36,6 +36,7 @@ from .select import centres_only
 from .slit_moments import is_moments
 from .sources import per_unit_sky
 from .spans import SpanGrid, span_grid
+from .tasks import await_workers
 
 __all__ = ["fit_master"]
 
@@ -142,6 +143,12 @@ def fit_master(
 
     Raises
     ------
+    DatasetError
+        Where `ds` does not keep the contract of slit datasets, has no ``selected``, or holds slits
+        whose background is subtracted already.
+    ParameterError
+        On values that make no sense, a drift of another model than `BSpline`, or, with moments,
+        choices that moments no longer leave.
     SelectionError
         Where nothing is selected, with the reason.
     FitError
@@ -157,6 +164,7 @@ def fit_master(
     """
     model = check_model(model)
     say = on_pass or (lambda text: None)
+    await_workers(say)
     rule = Rule.of(weights, clip)
     if model.log_data and rule.name != "clip":
         raise ParameterError(

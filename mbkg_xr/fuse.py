@@ -8,13 +8,25 @@ needs and runs it at once, so that pixels are read, worked on and dropped in one
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import Any
 
 from dask._task_spec import convert_legacy_graph
 from dask.core import get_dependencies
 
-__all__ = ["fused"]
+__all__ = ["Apart", "fused"]
+
+
+class Apart:
+    """A function whose task stays one of its own, though only one other needs it: tasks that would
+    be done one after the other in one, and can be done side by side.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
 
 
 class _Bundle:
@@ -70,7 +82,7 @@ def fused(graph: Mapping, keys: Iterable[Hashable]) -> dict:
     rank = {key: i for i, key in enumerate(needs)}
     owner: dict[Hashable, Hashable] = {}
     for key in reversed(needs):  # whoever needs a key comes before it
-        if key in wanted or _is_elsewhere(graph[key]):
+        if key in wanted or _is_elsewhere(graph[key]) or _is_apart(graph[key]):
             owner[key] = key
         root = owner[key]
         for other in needs[key]:
@@ -113,6 +125,11 @@ def _dependencies(graph: Mapping, key: Hashable) -> Collection:
         found = frozenset(get_dependencies(graph, task=task))
     # A result that a worker holds is there under its own key.
     return found - {key} if key in found else found
+
+
+def _is_apart(task: Any) -> bool:
+    function = task[0] if isinstance(task, tuple) and task else getattr(task, "func", None)
+    return isinstance(function, Apart)
 
 
 def _is_elsewhere(value: Any) -> bool:

@@ -71,7 +71,8 @@ def held(
 
     try:
         parts = reduce_blocks(ds, ["selected", *looks, *names], block, lambda a, b: a + b)
-    except NoRoom:
+    except NoRoom as reason:
+        room.give_up(reason)
         return Planes.of(ds, grid, sight)
     return in_process(slits, grid, parts, room)
 

@@ -345,6 +345,11 @@ def evaluate(master: xr.Dataset, wavelength: ArrayLike, *, mean: bool = False) -
     numpy.ndarray
         In the master's units; NaN outside the fitted range. Of a master with parts, one row each.
 
+    Raises
+    ------
+    DatasetError
+        Where `master` is no master, or one of another layout.
+
     Examples
     --------
     >>> import mbkg_xr as mx

@@ -1,28 +1,39 @@
 """Data minus the other nods.
 
-A chunk of slits needs the chunks that hold the same slitlets at other nods, and no others: each is
-read and masked once, and handed to those that ask for it.
+A slit needs the sums of its slitlet's exposures at other nods (`mbkg_xr.nod_sums`). Where there are
+few exposures each chunk is read once; where there are many it is read twice, for what is summed and
+for what is subtracted from, so that no more is held than the sums.
 """
 
 from __future__ import annotations
 
+import math
 import uuid
+from dataclasses import dataclass
+from itertools import count, pairwise
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.graph_manipulation import clone
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from .blocks import Call, Constant, map_slits, unpacked
+from .fuse import Apart
 from .kernels import kernel
+from .nod_sums import Cells, CellSums, add_slits, added_sums, means_of_others
 from .quality import DEFAULT_EXCLUDE, flag_mask
 from .schema import PIXEL_DIMS, occupied_shutters, refuse_subtracted, validate
 from .select import near_one_of
 from .subtract import taken_off
 
 __all__ = ["nod_errors", "subtract_nods"]
+
+_MOST = 2**26  # bytes of the sums of a block of slitlets
+_FEW = 4  # exposures of a slitlet whose pixels may be held until all of them are summed
+_LOT = 8  # chunks that are summed in one task
 
 
 def subtract_nods(ds: xr.Dataset) -> xr.Dataset:
@@ -42,6 +53,12 @@ def subtract_nods(ds: xr.Dataset) -> xr.Dataset:
     -------
     xarray.Dataset
         As from `subtract`. Slits without another nod have no background.
+
+    Raises
+    ------
+    DatasetError
+        Where `ds` does not keep the contract of slit datasets, or its background is subtracted
+        already.
 
     Examples
     --------
@@ -108,68 +125,116 @@ def _other_nods(ds: xr.Dataset, occupied: NDArray) -> tuple[Any, Any]:
         outputs=2,
         bits=int(bits),
     )
-    partners = _Partners(ds)
-    yrel = ds["yrel"].data
+    cells, yrel = Cells(ds), ds["yrel"].data
     if not isinstance(masked, da.Array):
-        everything = slice(0, ds.sizes["slit"])
-        return _nod_block(partners.of(everything), [(0, everything.stop)], yrel, masked)
-    chunks = masked.chunks[0]
+        return _in_memory(cells, masked, yrel)
     yrel = yrel if isinstance(yrel, da.Array) else da.from_array(yrel, name=False)
     yrel = yrel.rechunk(masked.chunks[:3])
-    starts = np.concatenate([[0], np.cumsum(chunks)])
+    sums = _LazySums.of(cells, masked)
+    starts = np.concatenate([[0], np.cumsum(masked.chunks[0])]).tolist()
     name = f"nods-{uuid.uuid4().hex}"
     layer: dict = {}
-    for i in range(len(chunks)):
-        asked = partners.of(slice(int(starts[i]), int(starts[i + 1])))
-        needed = np.unique(np.searchsorted(starts, asked.slits, side="right") - 1).tolist()
-        bounds = [(int(starts[k]), int(starts[k + 1])) for k in needed]
+    for i, (start, stop) in enumerate(pairwise(starts)):
+        asked = cells.asked(slice(start, stop))
+        needed = np.unique(np.searchsorted(sums.cuts, asked.cells, side="right") - 1).tolist()
         layer[name, i, 0, 0] = (
-            Call(_nod_block),
+            Call(means_of_others),
             (Constant(asked),),
-            (Constant(bounds),),
             (yrel.name, i, 0, 0),
-            *[(masked.name, k, 0, 0, 0) for k in needed],
+            *[sums.keys[block] for block in needed],
         )
-    needs: list[Any] = [masked, yrel]
-    graph = HighLevelGraph.from_collections(name, layer, dependencies=needs)
+    needs: list[Any] = [yrel, *sums.needs]
+    graph = HighLevelGraph.from_collections(name, {**sums.graph, **layer}, dependencies=needs)
     made = da.Array(graph, name, masked.chunks[:3], meta=np.empty((0, 0, 0), object))
     mean, error = unpacked(made, (np.float32, np.float32))
     return mean, error
 
 
-class _Asked:
-    """Slits that some slits take as their other nods, and where these lie on the detector."""
+def _in_memory(cells: Cells, masked: NDArray, yrel: NDArray) -> tuple[NDArray, NDArray]:
+    """The same at once, a few slitlets at a time."""
+    mean, error = (np.full(yrel.shape, np.nan, dtype=np.float32) for _ in range(2))
+    cuts = cells.blocks(math.prod(yrel.shape[1:]), _MOST)
+    order = np.argsort(cells.of, kind="stable")
+    for start, stop in pairwise(np.searchsorted(cells.of[order], cuts).tolist()):
+        slits = order[start:stop]
+        sums = add_slits([(slits, cells.of[slits])], masked)
+        mean[slits], error[slits] = means_of_others(cells.asked(slits), yrel[slits], sums)
+    return mean, error
 
-    def __init__(self, slits: NDArray, ends: NDArray, place: NDArray, rows: NDArray, cols: NDArray):
-        self.slits, self.ends, self.place = slits, ends, place
-        self.rows, self.columns = rows, cols
+
+@dataclass
+class _LazySums:
+    """Sums of all cells, as tasks.
+
+    Attributes
+    ----------
+    cuts
+        First cells of the blocks, their number last.
+    keys
+        Of the sums of each block.
+    graph, needs
+        The tasks, and the arrays that they need.
+    """
+
+    cuts: NDArray[np.int64]
+    keys: list[tuple]
+    graph: dict
+    needs: list[da.Array]
+
+    @classmethod
+    def of(cls, cells: Cells, masked: da.Array) -> _LazySums:
+        """Of slits of which only usable pixels are left."""
+        chunks = masked.chunks[0]
+        cuts = cells.blocks(math.prod(masked.shape[1:3]), _MOST, few=_FEW, slitlets=max(chunks))
+        block = np.searchsorted(cuts, cells.of, side="right") - 1
+        chunk = np.repeat(np.arange(len(chunks)), chunks)
+        first = np.concatenate([[0], np.cumsum(chunks)])
+        order = np.argsort(block, kind="stable")
+        name = f"nod-sums-{uuid.uuid4().hex}"
+        keys: list[tuple] = []
+        graph: dict = {}
+        needs = [masked]
+        used: list[set[int]] = [set() for _ in chunks]
+        for slits in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
+            mine, begin = np.unique(chunk[slits], return_index=True)
+            parts = [
+                (own - first[k], cells.of[own])
+                for k, own in zip(mine, np.split(slits, begin[1:]), strict=True)
+            ]
+            array = masked
+            if mine.size > 2 * _FEW:
+                # Read apart from what the result is made of, or all would be held until then; and
+                # apart from what other blocks read of the same chunks.
+                taken = set().union(*(used[k] for k in mine))
+                turn = next(t for t in count(1) if t not in taken)
+                for k in mine:
+                    used[k].add(turn)
+                if turn == len(needs):
+                    needs.append(clone(masked))
+                array = needs[turn]
+            keys.append(_add_up(graph, name, len(keys), parts, array, mine.tolist()))
+        return cls(cuts, keys, graph, needs)
 
 
-class _Partners:
-    """Which slits are other nods of which."""
+def _add_up(
+    graph: dict, name: str, block: int, parts: list[tuple], array: da.Array, chunks: list[int]
+) -> tuple:
+    """Tasks that add up a block's slits, a few chunks at a time; the key of the last."""
+    last: tuple = ()
+    for lot in range(0, len(chunks), _LOT):
+        few = slice(lot, lot + _LOT)
+        key: tuple = (name, block, lot, "some")
+        needed = [(array.name, k, 0, 0, 0) for k in chunks[few]]
+        graph[key] = (Apart(add_slits), (Constant(parts[few]),), *needed)
+        if last:
+            graph[name, block, lot] = (Apart(_added), last, key)
+            key = (name, block, lot)
+        last = key
+    return last
 
-    def __init__(self, ds: xr.Dataset):
-        # Slitlet numbers begin anew in each MSA configuration of a visit; the shutters tell them
-        # apart.
-        same = ["program", "visit", "detector", "slitlet"]
-        same += ["quadrant", "shutter_row", "shutter_column"]
-        keys = list(zip(*(ds[c].values.tolist() for c in same), strict=True))
-        rank = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-        self.group = np.array([rank[key] for key in keys], dtype=np.int64)
-        order = np.argsort(self.group, kind="stable")
-        self.members = np.split(order, np.flatnonzero(np.diff(self.group[order])) + 1)
-        self.nod, self.y, self.x = (ds[c].values for c in ("nod", "y_start", "x_start"))
 
-    def of(self, slits: slice) -> _Asked:
-        """The other nods of some slits."""
-        own = range(slits.start, slits.stop)
-        others = [m[self.nod[m] != self.nod[s]] for s in own for m in [self.members[self.group[s]]]]
-        flat = np.concatenate([np.empty(0, dtype=np.int64), *others])
-        of = np.repeat(np.array(own, dtype=np.int64), [o.size for o in others])
-        slits_asked, place = np.unique(flat, return_inverse=True)
-        ends = np.cumsum([0, *[o.size for o in others]])
-        rows, columns = (start[of] - start[flat] for start in (self.y, self.x))
-        return _Asked(slits_asked, ends, place, rows, columns)
+def _added(*parts: CellSums) -> CellSums:
+    return added_sums(parts)
 
 
 def _usable_block(
@@ -191,44 +256,3 @@ def _usable_pixels(flux, error, yrel, quality, bits, occupied, out):  # pragma: 
                     continue
                 if np.isfinite(flux[s, i, j]) and not near_one_of(yrel[s, i, j], occupied[s]):
                     out[s, i, j, 0], out[s, i, j, 1] = flux[s, i, j], error[s, i, j]
-
-
-def _nod_block(
-    asked: _Asked, bounds: list[tuple[int, int]], yrel: NDArray, *blocks: NDArray
-) -> tuple[NDArray, NDArray]:
-    shape = (asked.slits.size, *yrel.shape[1:], 2)
-    if len(blocks) == 1 and asked.slits.size == len(blocks[0]):
-        others = blocks[0]
-    else:
-        others = np.empty(shape, dtype=np.float32)
-        for (start, stop), block in zip(bounds, blocks, strict=True):
-            here = (asked.slits >= start) & (asked.slits < stop)
-            others[here] = block[asked.slits[here] - start]
-    mean, error = (np.full(yrel.shape, np.nan, dtype=np.float32) for _ in range(2))
-    _nod_means(yrel, others, asked.ends, asked.place, asked.rows, asked.columns, mean, error)
-    return mean, error
-
-
-@kernel
-def _nod_means(yrel, others, ends, place, rows, columns, mean, error):  # pragma: no cover
-    n_slits, ny, nx = yrel.shape
-    for s in range(n_slits):
-        for i in range(ny):
-            for j in range(nx):
-                if np.isnan(yrel[s, i, j]):
-                    continue
-                total, variance, n = 0.0, 0.0, 0
-                for p in range(ends[s], ends[s + 1]):
-                    # The same detector pixel, wherever the other cut-out begins.
-                    k, m = i + rows[p], j + columns[p]
-                    if k < 0 or k >= ny or m < 0 or m >= nx:
-                        continue
-                    flux = others[place[p], k, m, 0]
-                    if np.isnan(flux):
-                        continue
-                    total += flux
-                    variance += np.float64(others[place[p], k, m, 1]) ** 2
-                    n += 1
-                if n > 0:
-                    mean[s, i, j] = total / n
-                    error[s, i, j] = np.sqrt(variance) / n

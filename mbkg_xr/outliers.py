@@ -27,7 +27,7 @@ _FEWEST_ROWS = 3
 def flag_outliers(
     ds: xr.Dataset, *, window: int = 15, threshold: float = 6.0, apply: bool = False
 ) -> xr.Dataset:
-    """Find pixels that stand out from the running median along the dispersion.
+    """Find pixels that stand out from the running median along the dispersion. Lazy.
 
     Parameters
     ----------

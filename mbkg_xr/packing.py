@@ -3,20 +3,19 @@
 A sixth of the pixels are sky at shutter centres, and half of all are of any use to a fit. Packed,
 those of a slit are in the order of the spans, so that a kernel finds all that a slit has in one
 span together, and touches its sums once. What is here are plain arrays: it can be sent, kept on
-another machine, or written to a file and read back.
+another machine, or written to a scratch file and read back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .kernels import kernel
+from .scratch import Scratch
 from .spans import SpanGrid, find_span
 
 __all__ = ["COLUMNS", "NO_PIXELS", "Packed", "Pixels", "Stored", "pack", "planes"]
@@ -138,14 +137,11 @@ class Packed(_Lot):
             np.concatenate([part.barred for part in parts]),
         )
 
-    def write(self, path: Path) -> Stored:
+    def write(self, file: Scratch) -> Stored:
         """The same in a file."""
-        with path.open("wb") as file:
-            for part in (self.selected, self.others):
-                for column in part.columns:
-                    column.tofile(file)
+        place = file.write(c for part in (self.selected, self.others) for c in part.columns)
         first, last = (replace(part, columns=()) for part in (self.selected, self.others))
-        return Stored(first, last, self.barred, str(path), len(self.selected.columns))
+        return Stored(first, last, self.barred, file, place, len(self.selected.columns))
 
 
 @dataclass(frozen=True)
@@ -154,54 +150,45 @@ class Stored(_Lot):
 
     Attributes
     ----------
-    path
-        Of the file.
+    file, place
+        Where they begin in which file.
     n_columns
         In it, of each part; `selected` and `others` are without.
     """
 
-    path: str
+    file: Scratch
+    place: int
     n_columns: int
 
     def pixels(self, *, seen: bool) -> list[Pixels]:
         """Those of a pass, or those that a look sees; reads them."""
-        with open(self.path, "rb") as file:
-            selected = self._read(file, self.selected)
-            if not seen:
-                return [selected]
-            return Packed(selected, self._read(file, self.others), self.barred).pixels(seen=True)
+        selected = self._read(0, self.selected)
+        if not seen:
+            return [selected]
+        others = self._read(self.selected.size, self.others)
+        return Packed(selected, others, self.barred).pixels(seen=True)
 
     def take(self, rows: NDArray[np.int64]) -> Packed:
         """Those of some of the slits; reads no others."""
-        with open(self.path, "rb") as file:
-            selected = self._read_some(file, 0, self.selected, rows)
-            first = self.n_columns * self.selected.size
-            return Packed(
-                selected, self._read_some(file, first, self.others, rows), self.barred[rows]
-            )
+        selected = self._read_some(0, self.selected, rows)
+        others = self._read_some(self.selected.size, self.others, rows)
+        return Packed(selected, others, self.barred[rows])
 
-    def _read_some(
-        self, file: BinaryIO, first: int, part: Pixels, rows: NDArray[np.int64]
-    ) -> Pixels:
-        """Of columns that begin at the number `first`."""
+    def _read_some(self, before: int, part: Pixels, rows: NDArray[np.int64]) -> Pixels:
+        """Of a part, of which so many pixels lie before it."""
         counts = part.stop[rows] - part.start[rows]
         stop = np.cumsum(counts)
         columns = np.empty((self.n_columns, int(stop[-1])), dtype=np.float32)
         for k, column in enumerate(columns):
             for s, end, count in zip(rows, stop, counts, strict=True):
-                file.seek(4 * (first + k * part.size + int(part.start[s])))
-                column[end - count : end] = self._numbers(file, int(count))
+                first = self.n_columns * before + k * part.size + int(part.start[s])
+                column[end - count : end] = self.file.read(self.place + 4 * first, int(count))
         return Pixels(tuple(columns), stop - counts, stop)
 
-    def _read(self, file: BinaryIO, part: Pixels) -> Pixels:
-        held = self._numbers(file, self.n_columns * part.size)
+    def _read(self, before: int, part: Pixels) -> Pixels:
+        first = self.place + 4 * self.n_columns * before
+        held = self.file.read(first, self.n_columns * part.size)
         return replace(part, columns=tuple(held.reshape(self.n_columns, -1)))
-
-    def _numbers(self, file: BinaryIO, count: int) -> NDArray[np.float32]:
-        held = np.fromfile(file, np.float32, count)
-        if held.size != count:
-            raise OSError(f"{self.path}: {held.size} of {count} numbers: was it cut off?")
-        return held
 
 
 def planes(mask: NDArray[np.bool_], columns: Sequence[NDArray], grid: SpanGrid) -> Pixels:

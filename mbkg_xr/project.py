@@ -143,7 +143,7 @@ def project_master(
     DatasetError
         Where units or configuration differ, or a slit has no held-out master.
     ParameterError
-        On an unknown method.
+        On an unknown method, or ``rebin2d`` of held-out masters.
 
     Examples
     --------

@@ -276,7 +276,9 @@ def compare(
     Raises
     ------
     DatasetError
-        Where the datasets do not have the same slits.
+        Where the datasets do not have the same slits, or `master` holds no background.
+    ParameterError
+        On an unknown word of `nod_errors`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Room for packed pixels: so many bytes of memory, then scratch files.
+"""Room for packed pixels: so many bytes of memory, then a scratch file.
 
 The page cache serves scratch files nearly as fast as memory does, and gives way where others need
 it: little is lost by keeping little.
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import shutil
 import threading
+import warnings
 from contextlib import ExitStack
-from itertools import count
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
-import dask
 
 from .packing import Packed, Stored
+from .scratch import Scratch, scratch_folder
 
 __all__ = ["NoRoom", "Room"]
+
+_LEFT = 2**30  # bytes, or a twentieth of the disk, that are left to others
 
 
 class NoRoom(Exception):
@@ -32,13 +31,12 @@ class Room:
     memory
         Bytes of packed pixels that stay in memory.
     stack
-        At its end the scratch files go. None: there are to be none.
+        At its end the scratch file goes. None: there is to be none.
     """
 
     def __init__(self, memory: int, stack: ExitStack | None):
         self.left, self.stack = memory, stack
-        self.folder: TemporaryDirectory | None = None
-        self.names = count()
+        self.scratch: Scratch | None = None
         self.lock = threading.Lock()
 
     def keep(self, packed: Packed) -> Packed | Stored:
@@ -54,19 +52,31 @@ class Room:
                 return packed
             if self.stack is None:
                 raise NoRoom
+            folder = scratch_folder()
             try:
-                if self.folder is None:
-                    place = dask.config.get("temporary-directory", None)
-                    folder = TemporaryDirectory(prefix="mbkg-xr-", dir=place)
-                    self.stack.enter_context(folder)
-                    self.folder = folder
-                # Other threads write at the same time, and others need room, too.
-                if shutil.disk_usage(self.folder.name).free < 8 * packed.nbytes:
-                    raise NoRoom
+                if self.scratch is None:
+                    self.scratch = Scratch(folder)
+                    self.stack.callback(self.scratch.close)
+                disk = shutil.disk_usage(folder)
             except OSError as error:
-                raise NoRoom from error
-            path = Path(self.folder.name) / f"{next(self.names)}.pixels"
+                raise NoRoom(f"{folder}: {error}") from error
+            # Other threads write at the same time, and others need room, too.
+            if disk.free < 8 * packed.nbytes + min(_LEFT, disk.total // 20):
+                raise NoRoom(f"{folder}: {disk.free / 1e9:.1f} GB free")
         try:
-            return packed.write(path)
+            return packed.write(self.scratch)
         except OSError as error:
-            raise NoRoom from error
+            raise NoRoom(f"{folder}: {error}") from error
+
+    def give_up(self, reason: NoRoom) -> None:
+        """Let go of what was written, where not all has room; say so, once."""
+        if self.scratch is None and not str(reason):
+            return
+        if self.scratch is not None:
+            self.scratch.close()
+        warnings.warn(
+            f"no room for scratch files ({reason}): pixels are read again in each pass, which "
+            "takes longer; set dask's temporary-directory (DASK_TEMPORARY_DIRECTORY) to a larger "
+            "disk",
+            stacklevel=4,
+        )

@@ -42,6 +42,11 @@ class Scales:
         the middle of all slits is left out as a whole; None: none is. Of 40 % of the slits at most:
         where more would go, none goes, with a warning.
 
+    Raises
+    ------
+    ParameterError
+        On values that make no sense.
+
     Examples
     --------
     >>> Scales(order=1).order

@@ -46,7 +46,7 @@ def select_background(
     median_apply: bool = False,
     slits: str | Sequence[int] = "all",
 ) -> xr.Dataset:
-    """Mark the pixels that see only sky.
+    """Mark the pixels that see only sky. Lazy.
 
     Parameters
     ----------
@@ -80,6 +80,9 @@ def select_background(
 
     Raises
     ------
+    DatasetError
+        Where `ds` does not keep the contract of slit datasets, or its background is subtracted
+        already.
     ParameterError
         On a reversed yrel window or an unknown flag name.
     SelectionError

@@ -107,6 +107,11 @@ class SpanGrid:
     edges
         Increasing wavelengths in um, shape ``(span + 1,)``.
 
+    Raises
+    ------
+    ParameterError
+        Where edges do not increase.
+
     Examples
     --------
     >>> grid = SpanGrid(np.array([1.0, 1.5, 2.5]))

@@ -53,7 +53,9 @@ def subtract(
     Raises
     ------
     DatasetError
-        Where dataset and master do not belong together.
+        Where dataset and master do not belong together, or the background is subtracted already.
+    ParameterError
+        On an unknown method, or ``rebin2d`` of held-out masters.
 
     Examples
     --------

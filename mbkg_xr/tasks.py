@@ -6,20 +6,35 @@ Dask does the scheduling, whichever scheduler is in use.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import dask
+import dask.multiprocessing
+import dask.threaded
 from dask.base import get_scheduler
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
-from .errors import StoreError
+from .errors import ClusterError, StoreError
 from .heap import trim
 
-__all__ = ["batches", "cluster", "completed", "hold", "results", "workers"]
+__all__ = [
+    "await_workers",
+    "batches",
+    "cluster",
+    "completed",
+    "hold",
+    "results",
+    "threads",
+    "workers",
+]
+
+_SETTLE = 60  # s that tasks get to end, which go on though others failed
 
 T = TypeVar("T")
 
@@ -95,6 +110,11 @@ def completed(graph: Mapping, keys: Sequence[Hashable], *, local: bool = False) 
     local
         Whether its data lie in this process, so that no cluster should be sent them.
 
+    Raises
+    ------
+    ClusterError
+        Where the cluster was lost, or its workers died again and again over one task.
+
     Examples
     --------
     >>> list(completed({"a": (abs, -1), "b": (abs, "a")}, ["b", "a"]))
@@ -102,22 +122,28 @@ def completed(graph: Mapping, keys: Sequence[Hashable], *, local: bool = False) 
     """
     client = None if local else cluster()
     if client is None:
-        scheduler = {"scheduler": "threads"} if local and cluster() is not None else {}
         trim()  # what lies free in this thread cannot be used by those of dask
-        found = dask.compute(*[Delayed(key, graph) for key in keys], **scheduler)
+        with _threads() as scheduler:
+            found = dask.compute(*[Delayed(key, graph) for key in keys], **scheduler)
         trim()
         yield from found
         return
     from distributed import as_completed
 
     futures = client.get(dict(graph), list(keys), sync=False)
-    with _shown(client, futures):
+    with _watched(client, futures), _shown(client, futures):
         place = {future.key: i for i, future in enumerate(futures)}
         done = as_completed(futures, with_results=True)
         del futures
         held: dict[int, Any] = {}
         following = 0
         for future, result in done:
+            if future.status != "finished":  # a lost future gives its error as its result
+                raise ClusterError(
+                    "the cluster was lost before its work was done",
+                    found=f"{type(result).__name__}: {result}",
+                    remedy="see whether its scheduler still runs, and begin again",
+                )
             held[place[future.key]] = result
             future.release()
             while following in held:
@@ -139,8 +165,69 @@ def hold(
     """
     client = cluster()
     futures = client.get(dict(graph), [*keys, *small], sync=False)
-    with _shown(client, futures):
+    with _watched(client, futures), _shown(client, futures):
         return futures[: len(keys)], client.gather(futures[len(keys) :])
+
+
+@contextmanager
+def _threads() -> Iterator[dict[str, Any]]:
+    """What dask computes with where no cluster does: threads that end with the body.
+
+    Those of dask's own pool would work on after one of them failed, and write where all has been
+    cleared away.
+    """
+    other = get_scheduler()
+    known = (None, dask.threaded.get, dask.multiprocessing.get)  # its processes share no memory
+    if cluster() is None and (other not in known or dask.config.get("pool", None) is not None):
+        yield {}
+        return
+    pool = ThreadPoolExecutor(threads(), thread_name_prefix="mbkg_xr")
+    try:
+        yield {"scheduler": "threads", "pool": pool}
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _watched(client: Any, futures: Sequence[Any]) -> AbstractContextManager:
+    """On an error have the cluster leave off what was asked of it, and wait until it did."""
+    return _until_settled(client, [future.key for future in futures])  # and hold no result
+
+
+@contextmanager
+def _until_settled(client: Any, keys: Sequence[Any]) -> Iterator[None]:
+    from distributed import Future, KilledWorker
+
+    try:
+        yield
+    except GeneratorExit:  # nobody asks for the rest, and it is let go of
+        raise
+    except BaseException as error:
+        with suppress(Exception):  # of a cluster that is gone
+            client.cancel([Future(key, client) for key in keys])
+            _settle(client, {_name(key) for key in keys})
+        if isinstance(error, KilledWorker):
+            raise ClusterError(
+                "workers of the cluster died again and again",
+                found=error,
+                remedy="see their logs; too little memory is the usual reason: give them more, or "
+                "take fewer slits a chunk (--chunks)",
+            ) from error
+        raise
+
+
+def _settle(client: Any, names: set[str]) -> None:
+    """Wait for tasks that run still: a worker ends what it is at."""
+
+    def running(dask_worker: Any) -> bool:
+        return any(_name(task.key) in names for task in dask_worker.state.all_running_tasks)
+
+    end = time.monotonic() + _SETTLE
+    while any(client.run(running).values()) and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def _name(key: Any) -> str:
+    return str(key[0] if isinstance(key, tuple) else key)
 
 
 def _shown(client: Any, futures: Sequence[Any]) -> AbstractContextManager:
@@ -165,9 +252,26 @@ def cluster() -> Any:
     return client if distributed is not None and isinstance(client, distributed.Client) else None
 
 
+def await_workers(say: Callable[[str], None]) -> None:
+    """Wait for the first worker of a cluster: what is done where goes by the workers there are.
+
+    Parameters
+    ----------
+    say
+        Called with a line of text where there is none yet.
+    """
+    client = cluster()
+    if client is not None and not client.nthreads():
+        say("waiting for workers of the cluster")
+        client.submit(int, pure=False).result()  # which an adaptive cluster sees, too
+
+
 def workers() -> int:
     """How many tasks dask runs at a time, nearly."""
     client = cluster()
-    if client is not None:
-        return max(sum(client.nthreads().values()), 1)
+    return threads() if client is None else max(sum(client.nthreads().values()), 1)
+
+
+def threads() -> int:
+    """How many threads dask computes with in this process."""
     return int(dask.config.get("num_workers", None) or CPU_COUNT)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import click
 
 from ..errors import ParameterError
+from ..tasks import await_workers
 
 __all__ = ["cluster_options", "on_cluster"]
 
@@ -89,6 +90,5 @@ def on_cluster(
             remedy="start one (dask scheduler) and its workers",
         ) from error
     with client:
-        if not client.scheduler_info()["workers"]:
-            click.echo(f"waiting for workers of {address}", err=True)
+        await_workers(lambda text: click.echo(text, err=True))
         yield

@@ -96,9 +96,12 @@ class _Bytes(click.ParamType):
 @click.option("--skip-bad-slits", is_flag=True, help="Go on without slits that are all bad.")
 @click.option(
     "--memory", type=_Bytes(), metavar="SIZE",
-    help="Refuse to begin where the run would take more, such as 4GB.",
+    help="Refuse to begin where the run (on a cluster: a worker) would take more, such as 4GB.",
 )  # fmt: skip
-@click.option("--chunks", type=click.IntRange(min=1), help="Slits worked on at a time.  [32]")
+@click.option(
+    "--chunks", type=click.IntRange(min=1),
+    help="Slits worked on at a time, in whole chunks of a store.  [32, or one chunk of the store]",
+)  # fmt: skip
 @cluster_options
 @nips_layout_option
 @sky_options

@@ -106,7 +106,14 @@ def open_program(
 
     Examples
     --------
-    >>> import mbkg_xr as mx
+    >>> import mbkg_xr as mx, tempfile
+    >>> from mbkg_xr.simulate import write_jwst
+    >>> few = mx.simulate_program(exposures=2, slits=3, background_slits=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     paths = write_jwst(few, folder)
+    ...     tree = mx.open_program(folder, cache=False)
+    ...     print(list(tree.children), tree["prism-clear"].sizes["slit"])
+    ['prism-clear'] 6
     >>> mx.open_program("nothing/*.fits")
     Traceback (most recent call last):
     ...

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,16 +51,18 @@ def is_url(path: object) -> bool:
 def located(path: str | os.PathLike) -> Path:
     """A store's place: a path, or for a URL what has the methods of one.
 
+    Absolute: the workers of a cluster may stand in other directories.
+
     Raises
     ------
     StoreError
         Where the URL is of no known kind, or a package is missing that it takes.
     """
-    if isinstance(path, Path) or is_remote(path):
+    if is_remote(path):
         return cast(Path, path)
     text = os.fspath(path)
     if not is_url(text):
-        return Path(text.removeprefix("file://"))
+        return Path(text.removeprefix("file://")).absolute()
     with reaching(text):
         import upath
 
@@ -79,7 +82,7 @@ def is_remote(path: object) -> bool:
 
 
 def local_path(path: str | os.PathLike, what: str) -> Path:
-    """A local path, for what only goes there.
+    """A local path, for what only goes there; absolute.
 
     Raises
     ------
@@ -94,7 +97,7 @@ def local_path(path: str | os.PathLike, what: str) -> Path:
             found="a URL",
             remedy="write here, and copy them",
         )
-    return Path(path)
+    return Path(path).absolute()
 
 
 def zarr_store(place: Path) -> Any:
@@ -175,6 +178,11 @@ def move_store(staging: Path, place: Path) -> None:
 
     Objects are copied where they are. The old store's root goes first and the new one's comes last:
     whoever looks in between finds no store, never a mixture of both.
+
+    Raises
+    ------
+    StoreError
+        Where a copy fails, again and again; the new store then stays where it was written.
     """
     fs, here = _system(place)
     _, there = _system(staging)
@@ -185,12 +193,31 @@ def move_store(staging: Path, place: Path) -> None:
             old = old[1:]
         _remove(fs, [f"{here}/{name}" for name in old])
         new = [name for name in sizes_below(staging) if name != _ROOT]
-        for some in _lots(new):
-            fs.copy([f"{there}/{n}" for n in some], [f"{here}/{n}" for n in some])
-        fs.copy([f"{there}/{_ROOT}"], [f"{here}/{_ROOT}"])
+        try:
+            for some in [*_lots(new), [_ROOT]]:
+                _copy(fs, [f"{there}/{n}" for n in some], [f"{here}/{n}" for n in some])
+        except Exception as error:
+            raise StoreError(
+                "the store is complete, and cannot be given its name",
+                where=str(place),
+                found=f"{type(error).__name__}: {error}",
+                remedy=f"copy it from {staging}, the zarr.json of its root last, or remove that",
+            ) from error
 
 
 _ROOT = "zarr.json"
+
+
+def _copy(fs: Any, sources: list[str], targets: list[str]) -> None:
+    """Copy objects, and what a bad connection cost once or twice again."""
+    for wait in (1, 5, None):
+        try:
+            fs.copy(sources, targets)
+            return
+        except Exception:
+            if wait is None:
+                raise
+            time.sleep(wait)
 
 
 def _remove(fs: Any, paths: list[str]) -> None:

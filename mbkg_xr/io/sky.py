@@ -1,8 +1,8 @@
 """Which slits are sky, which shutter holds the source, and what decided it.
 
-In order of precedence: the user's own list or table, the MSA metafile, the source's name
-(``BKG``, ``BACKGROUND``), its number (negative ones are virtual sources, on request), and the
-shutter state that the product itself gives.
+In order of precedence: the user's own list or table, on request the source's number (negative ones
+are virtual sources), the MSA metafile, the source's name (``BKG``, ``BACKGROUND``), and the shutter
+state that the product itself gives.
 """
 
 from __future__ import annotations

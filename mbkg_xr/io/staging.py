@@ -15,7 +15,7 @@ from ..errors import StoreError
 from .location import is_remote, reaching, remove_tree
 from .lock import mark, marked
 
-__all__ = ["begin_staging", "clear_leftovers", "end_staging", "staging_of"]
+__all__ = ["begin_staging", "clear_leftovers", "end_staging", "leave_staging", "staging_of"]
 
 
 def staging_of(path: Path) -> tuple[Path, Path]:
@@ -42,6 +42,12 @@ def begin_staging(staging: Path, path: Path) -> None:
         mark(_mark_of(staging))
     except OSError as error:
         raise StoreError("cannot write here", where=str(path), found=error.strerror) from error
+
+
+def leave_staging(staging: Path) -> None:
+    """Have it stay, with a mark that says whose it is taken away: no run will remove it."""
+    with suppress(Exception):
+        _mark_of(staging).unlink(missing_ok=True)
 
 
 def end_staging(staging: Path) -> None:

@@ -34,7 +34,7 @@ from .location import (
     sizes_below,
     zarr_store,
 )
-from .staging import begin_staging, clear_leftovers, end_staging, staging_of
+from .staging import begin_staging, clear_leftovers, end_staging, leave_staging, staging_of
 from .writing import chunk_length, write_chunks
 
 __all__ = ["create_store", "is_complete", "is_store", "open_store", "save", "write_group"]
@@ -78,20 +78,28 @@ def create_store(path: str | os.PathLike, *, overwrite: bool = False) -> Iterato
     _check_free(path, overwrite)
     clear_leftovers(path)
     staging, old = staging_of(path)
+    kept = False
     try:
         begin_staging(staging, path)
         yield staging
         # Somebody else may have written under this name in the meantime.
         _check_free(path, overwrite)
         if is_remote(path):
+            kept = True  # complete by now: it is not lost where it cannot be copied
             move_store(staging, path)
+            kept = False
             return
         if path.exists():
             os.replace(path, old)
         os.replace(staging, path)
         remove_tree(old)
+    except BaseException:
+        if kept:
+            leave_staging(staging)
+        raise
     finally:
-        end_staging(staging)
+        if not kept:
+            end_staging(staging)
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
@@ -220,7 +228,14 @@ def save(
 
 
 def finish(store: str | Path) -> None:
-    """Mark a store with the version of the schema, and as one whose chunks are all there."""
+    """Mark a store with the version of the schema, and as one whose chunks are all there.
+
+    What a worker left that was killed as it wrote a chunk, which another one wrote then, goes.
+    """
+    place = located(store)
+    if not is_remote(place):
+        for left in place.rglob("*.partial"):
+            left.unlink()
     attrs = zarr.open_group(zarr_store(located(store)), mode="a").attrs
     attrs.update({"mbkg_xr_schema": SCHEMA_VERSION, _COMPLETE: True})
 

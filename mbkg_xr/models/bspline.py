@@ -57,6 +57,11 @@ class BSpline(OnOffer):
     one_error
         Choose the smoothest model whose held-out score is within one standard error of the best.
 
+    Raises
+    ------
+    ParameterError
+        On values that make no sense.
+
     Examples
     --------
     >>> BSpline(spacing=8).spacing

@@ -49,11 +49,16 @@ class LogPolynomial:
         The highest candidate.
     method
         ``"link"`` fits ``exp(polynomial)`` to the flux itself, by Gauss-Newton (a generalised
-        linear model with logarithmic link): unbiased, and negative flux is welcome. ``"seed"``
-        is the recipe this toolkit began with: drop flux that is not positive, take the
-        logarithm, fit polynomials of increasing degree without weights, keep the one with the
-        lowest chi2. It is biased: the logarithm of noisy flux averages low, and dropping what is
-        not positive averages high. Measured: see the README.
+        linear model with logarithmic link, McCullagh & Nelder 1989): unbiased, and negative flux
+        is welcome. ``"seed"`` is the recipe this toolkit began with: drop flux that is not
+        positive, take the logarithm, fit polynomials of increasing degree without weights, keep
+        the one with the lowest chi2. It is biased: the logarithm of noisy flux averages low, and
+        dropping what is not positive averages high. Measured: see the README.
+
+    Raises
+    ------
+    ParameterError
+        On values that make no sense.
 
     Examples
     --------
