@@ -187,7 +187,7 @@ def run_tree(
     if fits is not None:
         check_targets(datasets, fits, overwrite=overwrite)
     await_workers(say)
-    predicted = check_memory(datasets, memory)
+    predicted = check_memory(datasets, memory, drift=drift)
     say(str(predicted))
     selections: dict[str, xr.Dataset] = {}
     tables: dict[str, pd.DataFrame] = {}

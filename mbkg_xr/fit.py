@@ -24,12 +24,12 @@ from .drift import Clock, Drift, drift_variables, with_drift
 from .errors import FitError, MbkgError, ParameterError, SelectionError
 from .groups import MOST_GROUPS, leave_out_groups
 from .master import build_master
-from .memory import pixel_room
 from .models import BSpline
 from .moment_fit import fit_moments
 from .parts import join_parts, split_slits
 from .passes import robust_passes
 from .robust import Rule
+from .room import pixel_room
 from .scales import Scales
 from .schema import validate
 from .select import centres_only
@@ -199,7 +199,7 @@ def fit_master(
             leave_out=leave_out,
             most=max_groups,
             bad_slits=bad_slits,
-            memory=pixel_room(ds.sizes["slit"]) if memory is None else memory,
+            memory=pixel_room(ds.sizes["slit"], grid.size) if memory is None else memory,
             drift=drift,
         )
     if by is None:

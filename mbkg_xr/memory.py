@@ -6,37 +6,39 @@ slit adds to tables that are kept whole; the pixels of more exposures add nothin
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import xarray as xr
 
+from .drift import Drift
 from .errors import ParameterError
+from .nods import nod_memory
+from .room import MOST_KEPT, pixel_room, tables_by_slit
+from .spans import span_grid
 from .tasks import cluster, workers
 
-__all__ = ["Prediction", "check_memory", "parse_bytes", "pixel_room", "predict_memory"]
+__all__ = ["Prediction", "check_memory", "parse_bytes", "predict_memory"]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
-#: Bytes of Python, its libraries and kernels (measured: 450e6, and 600e6 while they are compiled),
-#: and of what passes add up.
+#: Bytes of Python, its libraries and kernels (measured: 450e6, and 600e6 while they are compiled).
 BASE = 600 * 10**6
 #: Blocks of a pixel variable that one task holds at most: what it read, made and encodes.
 _ARRAYS = 32
-#: Bytes a slit: sums by shutter and bin, scales and their covariances while they are solved for
-#: (measured from 10^3 to 10^4 PRISM slits: 12e3).
-_A_SLIT = 14_000
-# What is kept between passes where no limit is stated: these, and packed pixels where they leave
-# room; few, as scratch files are nearly as fast.
-_KEPT = 2**27
-# And the most of packed pixels that is kept, whatever is allowed, or that a cluster's worker holds.
-_MOST_KEPT = 2**30
 #: Share of all pixels that is packed; of them 24 bytes are kept.
 _PACKED = 0.4
-#: Chunks that wait for others, beside those being worked on: partial sums and other nods.
+#: Chunks that wait for others, beside those being worked on.
 _WAITING = 8
+#: Bytes a span of what one lot of pixels adds up to (measured: G140H, 47e6), and of each further
+#: product with time.
+_A_SPAN, _A_PRODUCT = 8_200, 64 * 12 * 8
+_OF_LOT = 2**19  # pixels that are added up in one lot, nearly
+#: Share of the tables by slit that is left after the fit.
+_LEFT = 0.6
 
 
 def parse_bytes(text: str | int) -> int:
@@ -70,9 +72,18 @@ class Prediction:
 
     Attributes
     ----------
-    base, working, slits, kept
-        Bytes of Python itself, of chunks being worked on, of tables by slit, and of pixels kept
-        between passes.
+    base, data
+        Bytes of Python itself, and of datasets that lie in memory.
+    working
+        Of chunks being worked on.
+    slits
+        Of tables by slit, while the mixed model of the slits is solved.
+    sums
+        Of what passes add up, or of the model's covariance, whichever is more.
+    kept
+        Of pixels kept between passes.
+    nods
+        Of what is added up to compare the result with nods.
     threads
         Of one process.
     chunk
@@ -80,30 +91,42 @@ class Prediction:
     """
 
     base: int
+    data: int
     working: int
     slits: int
+    sums: int
     kept: int
+    nods: int
     threads: int
     chunk: int
 
     @property
     def total(self) -> int:
-        """All of it, in bytes."""
-        return self.base + self.working + self.slits + self.kept
+        """The most that is held at a time, in bytes: in the fit, or as it is compared with nods."""
+        fit = self.slits + self.sums + self.kept
+        comparing = int(_LEFT * self.slits) + self.nods
+        return self.base + self.data + self.working + max(fit, comparing)
 
     def __str__(self) -> str:
         shares = {
             "at work": self.working,
             "by slit": self.slits,
+            "sums": self.sums,
             "pixels kept": self.kept,
+            "nods, after the fit": self.nods,
             "the program": self.base,
         }
+        if self.data:
+            shares["the data"] = self.data
         parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in shares.items())
         return f"memory: at most {self.total / 1e9:.2f} GB ({parts}; {self.threads} threads)"
 
 
 def predict_memory(
-    datasets: Mapping[str, xr.Dataset] | xr.Dataset, *, memory: int | None = None
+    datasets: Mapping[str, xr.Dataset] | xr.Dataset,
+    *,
+    memory: int | None = None,
+    drift: Drift | None = None,
 ) -> Prediction:
     """What the chain will hold in memory. Reads no pixel.
 
@@ -114,6 +137,8 @@ def predict_memory(
     memory
         Bytes allowed in all; what is left of them keeps pixels between passes, up to 1 GiB. None:
         128 MiB are kept between passes, tables by slit first, then pixels.
+    drift
+        As for `fit_master`.
 
     Returns
     -------
@@ -132,33 +157,51 @@ def predict_memory(
     all_of_them = {"": datasets} if isinstance(datasets, xr.Dataset) else datasets
     client = cluster()
     threads = workers() if client is None else max(client.nthreads().values(), default=1)
-    predictions = [_of_one(ds, threads, memory) for ds in all_of_them.values()]
+    order = drift.order if drift is not None else 0
+    predictions = [_of_one(ds, threads, memory, order) for ds in all_of_them.values()]
     return max(predictions, key=lambda p: p.total)
 
 
-def _of_one(ds: xr.Dataset, threads: int, memory: int | None) -> Prediction:
+def _of_one(ds: xr.Dataset, threads: int, memory: int | None, order: int) -> Prediction:
     n, ny, nx = ds["flux"].shape
     lazy = ds["flux"].chunks
     length = max(lazy[0]) if lazy else min(64, n)
     chunk = 4 * length * ny * nx
-    working = threads * _ARRAYS * chunk + _WAITING * 3 * chunk
-    each = int(24 * _PACKED * ny * nx) + 1
-    slits = n * _A_SLIT
-    room = pixel_room(n)
+    spans = _spans(ds)
+    # Partial sums are added eight at a time; with a drift all products of times are among them.
+    levels = math.log(max(n * ny * nx * _PACKED / _OF_LOT, 8), 8)
+    products = (order + 1) * (order + 2) // 2 - 1
+    added = int((threads + 7 * levels) * spans * (_A_SPAN + _A_PRODUCT * products))
+    model = 6 * 8 * (spans // 2) ** 2  # covariance of the coefficients, and what is made of it
+    least = Prediction(
+        base=BASE,
+        data=0 if lazy else ds.nbytes,
+        working=threads * _ARRAYS * chunk + _WAITING * 3 * chunk,
+        slits=tables_by_slit(n, spans),
+        sums=max(added, model),
+        kept=0,
+        nods=nod_memory(ds, chunk, threads),
+        threads=threads,
+        chunk=chunk,
+    )
+    room = pixel_room(n, spans)
     if memory is not None:
-        least = Prediction(BASE, working, slits, 0, threads, chunk)
-        room = min(_MOST_KEPT, max(memory - least.total, 0))
-    # Of packed pixels; what does not fit goes to scratch files.
-    kept = min(room, n * each) + (0 if lazy else ds.nbytes)
-    return Prediction(BASE, working, slits, kept, threads, chunk)
+        fit = least.base + least.data + least.working + least.slits + least.sums
+        room = min(MOST_KEPT, max(memory - fit, 0))
+    # Of packed pixels; what does not fit goes to a scratch file.
+    return replace(least, kept=min(room, n * (int(24 * _PACKED * ny * nx) + 1)))
 
 
-def pixel_room(n_slits: int) -> int:
-    """Bytes of packed pixels that a process keeps between passes where no limit is stated."""
-    return _MOST_KEPT if cluster() is not None else max(_KEPT - n_slits * _A_SLIT, 0)
+def _spans(ds: xr.Dataset) -> int:
+    try:
+        return span_grid(ds).size
+    except ParameterError:  # of a disperser whose spans are given
+        return int(ds.sizes["x"])
 
 
-def check_memory(datasets: Mapping[str, xr.Dataset], memory: int | None) -> Prediction:
+def check_memory(
+    datasets: Mapping[str, xr.Dataset], memory: int | None, *, drift: Drift | None = None
+) -> Prediction:
     """The prediction, where it keeps to a limit.
 
     Raises
@@ -166,12 +209,12 @@ def check_memory(datasets: Mapping[str, xr.Dataset], memory: int | None) -> Pred
     ParameterError
         Where it does not, or a worker of the cluster has less than it would take, with what would.
     """
-    found = predict_memory(datasets, memory=memory)
+    found = predict_memory(datasets, memory=memory, drift=drift)
     _check_workers(found)
     if memory is None or found.total <= memory:
         return found
     advice = []
-    left = memory - found.base - found.slits - found.kept
+    left = memory - (found.total - found.working)
     a_chunk = found.working / (found.threads * _ARRAYS + _WAITING * 3)
     if left > (_ARRAYS + _WAITING * 3) * a_chunk:
         threads = int((left / a_chunk - _WAITING * 3) / _ARRAYS)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from .kernels import kernel
 
-__all__ = ["Asked", "CellSums", "Cells", "add_slits", "added_sums", "means_of_others"]
+__all__ = ["A_PIXEL", "Asked", "CellSums", "Cells", "add_slits", "added_sums", "means_of_others"]
 
 #: Bytes of a pixel of a cell: sums of flux and variance, and their number.
-_A_PIXEL = 8 + 8 + 4
+A_PIXEL = 8 + 8 + 4
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Cells:
         numpy.ndarray
             The number of cells last.
         """
-        fit = max(most // (_A_PIXEL * max(pixels, 1)), 1)
+        fit = max(most // (A_PIXEL * max(pixels, 1)), 1)
         exposures = np.bincount(self.group[self.of], minlength=self.ends.size - 1)
         cuts, members = [0], 0
         for group, (start, stop) in enumerate(pairwise(self.ends.tolist())):

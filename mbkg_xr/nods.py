@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 from .blocks import Call, Constant, map_slits, unpacked
 from .fuse import Apart
 from .kernels import kernel
-from .nod_sums import Cells, CellSums, add_slits, added_sums, means_of_others
+from .nod_sums import A_PIXEL, Cells, CellSums, add_slits, added_sums, means_of_others
 from .quality import DEFAULT_EXCLUDE, flag_mask
 from .schema import PIXEL_DIMS, occupied_shutters, refuse_subtracted, validate
 from .select import near_one_of
 from .subtract import taken_off
 
-__all__ = ["nod_errors", "subtract_nods"]
+__all__ = ["nod_errors", "nod_memory", "subtract_nods"]
 
 _MOST = 2**26  # bytes of the sums of a block of slitlets
 _FEW = 4  # exposures of a slitlet whose pixels may be held until all of them are summed
-_LOT = 8  # chunks that are summed in one task
+_LOT = 2  # chunks that are summed in one task
 
 
 def subtract_nods(ds: xr.Dataset) -> xr.Dataset:
@@ -111,6 +111,29 @@ def nod_errors(ds: xr.Dataset) -> xr.DataArray:
     nowhere = np.full((ds.sizes["slit"], 1, 1), np.nan, dtype=np.float32)
     _, error = _other_nods(ds, nowhere)
     return xr.DataArray(error, dims=PIXEL_DIMS, attrs=dict(ds["error"].attrs))
+
+
+def nod_memory(ds: xr.Dataset, chunk: int, threads: int) -> int:
+    """Bytes of what is held at most until the exposures of slitlets are summed.
+
+    Parameters
+    ----------
+    ds
+        A slit dataset.
+    chunk
+        Bytes of a pixel variable of a chunk.
+    threads
+        How many sums are made at a time.
+    """
+    cells = Cells(ds)
+    length = max(ds["flux"].chunks[0]) if ds["flux"].chunks else ds.sizes["slit"]
+    pixels = math.prod(ds["flux"].shape[1:])
+    cuts = cells.blocks(pixels, _MOST, few=_FEW, slitlets=length)
+    block = int(np.diff(cuts).max()) * pixels * A_PIXEL
+    exposures = np.bincount(cells.group[cells.of])
+    shared = 2 * _FEW * 8 * chunk if (exposures <= _FEW).any() else 0
+    # Sums so far and with the next, and next ones that are being made, of pixels that are read.
+    return shared + 2 * block + threads * (min(block, _LOT * length * pixels * A_PIXEL) + 8 * chunk)
 
 
 def _other_nods(ds: xr.Dataset, occupied: NDArray) -> tuple[Any, Any]:

@@ -27,6 +27,7 @@ __all__ = ["OF_PART", "Held", "in_process", "together"]
 #: Pixels that are together in a part of few slits, about.
 OF_PART = 2**17
 _PIXELS = 2**19  # that a block function gets at a time, about
+_A_SLIT = 2**9  # and of few pixels a slit, 2**10 slits: each counts for so many
 _OF_WORKER = 2**21  # selected ones of a lot of few slits that a worker holds, at most
 
 
@@ -129,7 +130,10 @@ class Held:
         """Those that one task takes: few large tasks, but two for every worker."""
         if self.room is None:
             return [range(i, i + 1) for i in range(len(self.keys))]
-        return together(self.sizes, min(_PIXELS, -(-self.size // (2 * workers()))))
+        # Tables by slit are made as well, of slits with few pixels, too.
+        lots = zip(self.sizes, self.lengths, strict=True)
+        weights = [max(size, n * _A_SLIT) for size, n in lots]
+        return together(weights, min(_PIXELS, -(-sum(weights) // (2 * workers()))))
 
 
 def _joined(lots: Sequence[Sequence[Packed]]) -> list[Packed]:

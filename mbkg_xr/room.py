@@ -13,10 +13,31 @@ from contextlib import ExitStack
 
 from .packing import Packed, Stored
 from .scratch import Scratch, scratch_folder
+from .tasks import cluster
 
-__all__ = ["NoRoom", "Room"]
+__all__ = ["MOST_KEPT", "NoRoom", "Room", "pixel_room", "tables_by_slit"]
 
+#: The most of packed pixels that is kept, whatever is allowed, or that a cluster's worker holds.
+MOST_KEPT = 2**30
+# What is kept between passes where no limit is stated: tables by slit, and packed pixels where they
+# leave room; few, as scratch files are nearly as fast.
+_KEPT = 2**27
+# Bytes a slit: scales and their covariances while they are solved for, and for each 16 spans what
+# shutters hold there (measured from 10^3 to 10^5 PRISM slits: 12e3 in all).
+_A_SLIT, _A_SLIT_AND_BIN = 8_500, 176
 _LEFT = 2**30  # bytes, or a twentieth of the disk, that are left to others
+
+
+def tables_by_slit(n_slits: int, n_spans: int) -> int:
+    """Bytes of what is known of each slit while the mixed model of the slits is solved."""
+    return n_slits * (_A_SLIT + _A_SLIT_AND_BIN * -(-n_spans // 16))
+
+
+def pixel_room(n_slits: int, n_spans: int) -> int:
+    """Bytes of packed pixels that a process keeps between passes where no limit is stated."""
+    if cluster() is not None:
+        return MOST_KEPT
+    return max(_KEPT - tables_by_slit(n_slits, n_spans), 0)
 
 
 class NoRoom(Exception):

@@ -210,8 +210,10 @@ def _by_itself(
     n = prior.size
     ridge = np.eye(n) / _FREE**2
     whole = np.concatenate([some.parts(own)[0][..., :n, :n].sum(axis=1) for some in every()])
-    usual = np.median(whole, axis=0)
-    usual += np.eye(n) * 1e-6 * usual[0, 0]
+    # Each slit counts alike. Of gratings they see different parts of the range: medians, number by
+    # number, would be no information at all.
+    usual = np.mean(whole / whole[:, :1, :1], axis=0) + np.eye(n) * 1e-6
+    usual *= np.median(whole[:, 0, 0])
     turn = np.linalg.cholesky(usual + ridge).T
     turn /= turn.diagonal()[:, None]
     value, variance = np.empty((2, len(whole), choices, n))

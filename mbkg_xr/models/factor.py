@@ -19,6 +19,8 @@ LOSS = 1e-3
 #: nodes determine the cubic, so that between them nothing is lost.
 TO_NODES = np.linalg.inv(np.vander(ERROR_NODES, 4, increasing=True)).copy()
 
+_AT_A_TIME = 128  # eigenvectors
+
 
 def covariance_factor(basis: Basis, covariance: Array, n_spans: int) -> Array:
     """Factor F with ``F F^T`` the covariance of a model's values at `ERROR_NODES`.
@@ -42,12 +44,31 @@ def covariance_factor(basis: Basis, covariance: Array, n_spans: int) -> Array:
     powers = np.vander(ERROR_NODES, 4, increasing=True)
     values = np.einsum("em,smw->sew", powers, basis.coef)
     spans, nodes, width = values.shape
-    column = np.repeat(basis.first[:, None] + np.arange(width), nodes, axis=0).ravel()
+    # Of thousands of coefficients all their values together would be gigabytes: what is asked of
+    # them goes by the few that each depends on, and by the coefficients' own covariance.
+    own = basis.first[:, None] + np.arange(width)
+    near = covariance[own[:, :, None], own[:, None, :]]
+    size = np.sqrt(np.maximum(np.einsum("sea,sab,seb->se", values, near, values), 0.0)).ravel()
+    scaled = values.reshape(-1, width) / np.where(size > 0, size, 1.0)[:, None]
+    scaled[size == 0] = 0.0
     start = np.arange(spans * nodes + 1) * width
-    design = csr_array((values.ravel(), column, start), shape=(spans * nodes, basis.size))
-    out = low_rank(design @ _root(covariance))
+    column = np.repeat(own, nodes, axis=0).ravel()
+    design = csr_array((scaled.ravel(), column, start), shape=(spans * nodes, basis.size))
+    root = _root(covariance)
+    _, vectors = eigh(root.T @ ((design.T @ design) @ root))
+    parts: list[Array] = []
+    left = (size > 0).astype(np.float64)
+    while vectors.shape[1] and left.max() > LOSS:
+        some, vectors = vectors[:, : -_AT_A_TIME - 1 : -1], vectors[:, :-_AT_A_TIME]
+        found = design @ (root @ some)
+        after = left[:, None] - np.cumsum(np.square(found), axis=1)
+        enough = after.max(axis=0) <= LOSS
+        rank = int(np.argmax(enough)) + 1 if enough.any() else enough.size
+        parts.append(_signed(found[:, :rank]))
+        left = after[:, rank - 1]
+    out = np.concatenate(parts, axis=1) if parts else np.zeros((spans * nodes, 0))
     whole = np.zeros((n_spans, nodes, out.shape[1]))
-    whole[basis.spans] = out.reshape(spans, nodes, -1)
+    whole[basis.spans] = (out * size[:, None]).reshape(spans, nodes, -1)
     return whole
 
 
@@ -81,10 +102,14 @@ def low_rank(rows: Array, loss: float = LOSS) -> Array:
     scaled = rows / np.where(size > 0, size, 1.0)
     _, vectors = eigh(scaled.T @ scaled)
     turned = scaled @ vectors[:, ::-1]
-    # The sign of an eigenvector is anyone's: fixed here, the same sums give the same factor.
-    largest = turned[np.abs(turned).argmax(axis=0), np.arange(turned.shape[1])]
-    turned *= np.where(largest < 0, -1.0, 1.0)
+    turned = _signed(turned)
     left = 1 - np.cumsum(np.square(turned), axis=1)
     enough = np.where(size > 0, left, 0.0).max(axis=0) <= loss
     rank = int(np.argmax(enough)) + 1 if enough.any() else enough.size
     return np.ascontiguousarray(turned[:, :rank] * size)
+
+
+def _signed(columns: Array) -> Array:
+    """The sign of an eigenvector is anyone's: fixed here, the same sums give the same factor."""
+    largest = columns[np.abs(columns).argmax(axis=0), np.arange(columns.shape[1])]
+    return columns * np.where(largest < 0, -1.0, 1.0)
