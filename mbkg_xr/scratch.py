@@ -51,6 +51,16 @@ class Scratch:
         self._end = 0
         self._lock = threading.Lock()
 
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._end
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is let go of."""
+        return self._file.closed
+
     def write(self, columns: Iterable[NDArray[np.float32]]) -> int:
         """Write columns; where they begin, in bytes.
 

@@ -100,9 +100,10 @@ def _sources(ds, sight, tmp_path):
         for memory in (0, 2**18):
             place = dask.config.set({"temporary-directory": str(tmp_path)})
             with place, ExitStack() as stack:
-                yield held(given, grid, memory=memory, sight=sight, stack=stack)
-                assert list(tmp_path.rglob("*.pixels"))
-            assert not list(tmp_path.iterdir())
+                source = held(given, grid, memory=memory, sight=sight, stack=stack)
+                yield source
+                assert source.room.scratch.size > 0
+            assert source.room.scratch.closed
 
 
 def test_packed_pixels_are_the_selected_ones(chosen, tmp_path):
@@ -208,43 +209,9 @@ def test_what_is_kept_keeps_to_the_limit(chosen, tmp_path, limit):
         kept = [one.nbytes for lot in lots for one in lot() if isinstance(one, Packed)]
         assert sum(kept) <= limit
         assert (len(kept) > 0) == (limit > 0)
-        assert bool(list(tmp_path.rglob("*.pixels"))) == (limit < 2**30)
+        assert (whole.room.scratch is not None) == (limit < 2**30)
         for found, known in zip(sums(part), expected, strict=True):
             np.testing.assert_allclose(found, known, rtol=1e-12, atol=1e-12 * np.abs(known).max())
-
-
-def test_a_scratch_file_cut_off_is_an_error(chosen, tmp_path):
-    columns = [chosen[name].values for name in ("flux", "error", "wavelength", "yrel")]
-    made = pack(chosen.selected.values, chosen.selected.values, columns, span_grid(chosen))
-    stored = made.write(tmp_path / "0.pixels")
-    (again,) = stored.pixels(seen=False)
-    np.testing.assert_array_equal(again.columns, made.selected.columns)
-    with (tmp_path / "0.pixels").open("r+b") as file:
-        file.truncate(1000)
-    with pytest.raises(OSError, match="cut off"):
-        stored.pixels(seen=False)
-    with pytest.raises(OSError, match="cut off"):
-        stored.take(np.array([chosen.sizes["slit"] - 1]))
-
-
-def test_scratch_files_are_gone_after_a_fit(tmp_path):
-    ds = mx.simulate_program(exposures=2, slits=6, background_slits=3, seed=1, chunks=4)
-    sky, seen = mx.select_background(ds), []
-    model = mx.BSpline(spacing=16, penalty=1e-2)
-    with dask.config.set({"temporary-directory": str(tmp_path)}):
-        mx.fit_master(
-            sky,
-            model=model,
-            memory=0,
-            on_pass=lambda line: seen.append(list(tmp_path.rglob("*.pixels"))),
-        )
-        assert len(seen[-1]) == 3  # one a chunk
-        assert not list(tmp_path.iterdir())
-        with pytest.raises(mx.MbkgError):
-            mx.fit_master(sky.assign(flux=sky.flux * np.nan), model=model, memory=0)
-        assert not list(tmp_path.iterdir())
-    with dask.config.set({"temporary-directory": str(tmp_path / "missing")}):
-        mx.fit_master(sky, model=model, memory=0)  # read again
 
 
 def test_one_master_whatever_is_kept():
