@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +21,7 @@ import mbkg_xr as mx
 from mbkg_xr.chain import run_tree
 from mbkg_xr.cli import main
 from mbkg_xr.cli.cluster import on_cluster
+from mbkg_xr.io.store import create_store, finish, write_group
 
 MODEL = mx.BSpline(spacing=16, penalty=1e-2)
 
@@ -272,3 +275,93 @@ def test_no_such_scheduler(store, tmp_path, monkeypatch):
     assert done.exit_code == 2
     assert "no scheduler answers" in done.output and "Traceback" not in done.output
     assert not out.exists()
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A scheduler, and workers that stand in another directory, as they are started by hand."""
+    there = tmp_path / "there"
+    there.mkdir()
+    begun = []
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as cluster:
+
+        def begin():
+            command = [sys.executable, "-m", "distributed.cli.dask_worker"]
+            command += [cluster.scheduler_address, "--nthreads", "1", "--host", "127.0.0.1"]
+            begun.append(subprocess.Popen([*command, "--no-dashboard"], cwd=there))
+
+        with Client(cluster):
+            yield begin, there
+        for worker in begun:
+            worker.terminate()
+            worker.wait(timeout=30)
+
+
+def test_workers_that_stand_elsewhere_and_come_late(store, elsewhere, tmp_path, monkeypatch):
+    """Names are the caller's; the first worker is waited for, as what is done goes by them."""
+    begin, there = elsewhere
+    monkeypatch.chdir(tmp_path)
+    os.symlink(store, "p.zarr")
+    timer, told = Timer(1.0, begin), []
+    timer.start()
+    tree = mx.open_program("p.zarr", chunks={})
+    found = run_tree(tree, "r.zarr", model=MODEL, on_step=told.append)["prism-clear"]
+    timer.join()
+    assert told[0] == "waiting for workers of the cluster"
+    assert mx.verify("r.zarr").ok
+    assert not [path for path in there.rglob("*") if "zarr" in path.name]
+    with dask.config.set(scheduler="threads"):
+        expected = run_tree(tree, "s.zarr", model=MODEL)["prism-clear"]
+    _same(found, expected)
+
+
+def test_what_a_worker_left_that_was_killed_as_it_wrote(store, tmp_path):
+    """Goes when the store is complete, which `verify` finds whole."""
+    ds = mx.open_program(store, chunks={})["prism-clear"].to_dataset()
+    with create_store(tmp_path / "r.zarr") as staging:
+        write_group(ds, staging, "prism-clear")
+        partial = staging / "prism-clear" / "flux" / "c" / "0" / "0" / "0.1234.partial"
+        partial.write_bytes(b"begun")
+        finish(staging)
+    assert mx.verify(tmp_path / "r.zarr").ok
+
+
+def test_a_cluster_that_is_lost_leaves_no_store(store, tmp_path):
+    """Neither a store that looks complete, nor what was begun."""
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        ds = mx.open_program(store, chunks={})["prism-clear"].to_dataset()
+        slow = ds.assign(flux=ds.flux.copy(data=ds.flux.data.map_blocks(_slowly)))
+        timer = Timer(1.0, client.restart, kwargs={"wait_for_workers": False})
+        timer.start()
+        with pytest.raises(mx.MbkgError, match="the cluster was lost"):
+            mx.save(slow, tmp_path / "r.zarr")
+        timer.join()
+    assert not list(tmp_path.iterdir())
+
+
+def _slowly(block):
+    time.sleep(0.5)
+    return block
+
+
+def test_an_error_in_one_chunk_leaves_nothing_behind(store, client, tmp_path):
+    """Not by workers that were at other chunks, either."""
+    ds = mx.open_program(store, chunks={})["prism-clear"].to_dataset()
+    slow = ds.assign(flux=ds.flux.copy(data=ds.flux.data.map_blocks(_fails_once, dtype="f4")))
+    with pytest.raises(ValueError, match="in this chunk") as error:
+        mx.save(slow, tmp_path / "r.zarr")
+    time.sleep(1)
+    assert not list(tmp_path.iterdir())
+    assert error.tb
+
+
+def _fails_once(block, block_info=None):
+    if block_info and block_info[0]["chunk-location"][0] == 2:
+        raise ValueError("in this chunk")
+    time.sleep(0.3)
+    return block
