@@ -178,9 +178,9 @@ def added_sums(parts: Sequence[CellSums]) -> CellSums:
     else:
         out = CellSums.zeros(cells, *first.counts.shape[1:])
     for part in parts:
-        at = np.searchsorted(cells, part.cells)
-        out.sums[at] += part.sums
-        out.counts[at] += part.counts
+        for own, at in enumerate(np.searchsorted(cells, part.cells).tolist()):
+            out.sums[at] += part.sums[own]
+            out.counts[at] += part.counts[own]
     return out
 
 

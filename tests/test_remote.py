@@ -185,6 +185,30 @@ def test_a_connection_that_breaks(few, memory, monkeypatch):
     assert not sizes_below(located(f"{memory}/broken"))
 
 
+@pytest.mark.parametrize("broken", ["root", "chunk"])
+def test_a_complete_store_that_cannot_be_copied_is_not_lost(few, remote, broken, monkeypatch):
+    """It stays where it was written, and no later run takes it for what a killed one left."""
+    store, place = f"{remote}/kept.zarr", located(f"{remote}/kept.zarr")
+    mx.save(few.isel(slit=slice(3)), store)
+    part = "zarr.json" if broken == "root" else "/flux/c/0/"
+
+    def fail(sources, targets, **options):
+        if any(part in str(one) for one in sources):
+            raise ConnectionError("token expired")
+        return copy(sources, targets, **options)
+
+    copy = place.fs.copy
+    monkeypatch.setattr(place.fs, "copy", fail)
+    monkeypatch.setattr("mbkg_xr.io.location._WAITS", (0, None))
+    with pytest.raises(StoreError, match=r"complete, and cannot be given.*expired.*copy it from"):
+        mx.save(few, store, overwrite=True)
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="stays: another run may be writing it"):
+        mx.save(few.isel(slit=slice(2)), f"{remote}/kept.zarr", overwrite=True)
+    (kept,) = [p for p in place.parent.iterdir() if p.name.startswith(".kept.zarr.staging-")]
+    xr.testing.assert_equal(mx.open_program(kept)[GROUP].to_dataset().compute(), few)
+
+
 def test_the_command_line(small, memory):
     remote = f"{memory}/commands"
     source, out = f"{remote}/p.zarr", f"{remote}/r.zarr"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import xarray as xr
 
@@ -121,7 +121,8 @@ def open_program(
     """
     layout = NipsLayout.of(nips_layout)
     choice = choices(sky=sky, metafile=metafile, virtual_sky=virtual_sky, accept=accept)
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    one = isinstance(paths, str | os.PathLike) or is_remote(paths)
+    given: list[Any] = [paths] if one else list(cast(Sequence, paths))
     store = _the_store(given[0]) if len(given) == 1 else None
     if store is not None:
         return chunked_as(choose_in_tree(open_store(store), choice), chunks)

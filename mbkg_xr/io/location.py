@@ -206,11 +206,12 @@ def move_store(staging: Path, place: Path) -> None:
 
 
 _ROOT = "zarr.json"
+_WAITS = (1, 5, None)  # s, before copying is tried again, and given up
 
 
 def _copy(fs: Any, sources: list[str], targets: list[str]) -> None:
     """Copy objects, and what a bad connection cost once or twice again."""
-    for wait in (1, 5, None):
+    for wait in _WAITS:
         try:
             fs.copy(sources, targets)
             return

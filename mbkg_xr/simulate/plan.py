@@ -18,6 +18,7 @@ __all__ = ["Observing", "Slitlet", "open_slitlets", "plan_slits", "source_positi
 
 #: Columns a cut-out must have to be listed. Source: the shortest CEERS cut-outs but for a few.
 MIN_COLUMNS = 16
+MIN_ROWS = 4  # at the edge of a detector
 _ATTEMPTS = 200  # places tried for a slitlet before spectra are allowed to overlap
 
 
@@ -297,7 +298,7 @@ def _boxes(
     for detector in observing.detectors:
         t = trace(quadrant, row, column, detector, observing.disperser, x_offset=x_offset)
         rows, columns = cutout(t, observing.disperser, n)
-        if columns.stop - columns.start >= MIN_COLUMNS and rows.stop > rows.start:
+        if columns.stop - columns.start >= MIN_COLUMNS and rows.stop - rows.start >= MIN_ROWS:
             boxes[detector] = (rows.start, rows.stop, columns.start, columns.stop)
     return boxes
 
