@@ -115,9 +115,10 @@ def fit_master(
         Spans, for dispersers mbkg_xr does not know.
     memory
         Bytes of pixels that may be kept in memory between passes. None: few (`predict_memory`),
-        since the others go to scratch files (dask's ``temporary-directory``, or that of the
-        system), which are read nearly as fast. On a cluster its workers hold them, and spill what
-        passes their own limit; where they have none and the pixels do not fit, they are read again.
+        since the others go to a scratch file (in dask's ``temporary-directory``, ``TMPDIR``, or
+        ``/var/tmp``), which is read nearly as fast. On a cluster its workers hold them, and spill
+        what passes their own limit; where they have none and the pixels do not fit, they are read
+        again.
     on_pass
         Called with a line of text as each pass begins.
 
