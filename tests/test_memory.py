@@ -1,5 +1,10 @@
 """What a run takes is said before it begins, and refused where it is too much."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
@@ -7,7 +12,7 @@ import mbkg_xr as mx
 from mbkg_xr.chain import run_tree
 from mbkg_xr.cli import main
 from mbkg_xr.errors import ParameterError
-from mbkg_xr.memory import parse_bytes
+from mbkg_xr.memory import check_memory, parse_bytes
 
 
 def _program(exposures, chunks=8):
@@ -56,3 +61,45 @@ def test_the_command_line(tmp_path):
     done = CliRunner().invoke(main, [*args, "--memory", "4GB", "--chunks", "8"])
     assert done.exit_code == 0, done.output
     assert "memory: at most" in done.output
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+@pytest.mark.parametrize("options", [{"slits": 60}, {"slits": 12, "grating": "G395M"}])
+def test_a_run_keeps_to_what_was_predicted(options, tmp_path):
+    """The whole of it, kernels, nods and held-out masters included, in a process of its own."""
+    code = f"""
+from pathlib import Path
+import dask, mbkg_xr as mx
+from mbkg_xr.chain import run_tree
+dask.config.set(num_workers=2)
+ds = mx.simulate_program(exposures=8, background_slits=4, **{options!r})
+predicted = mx.predict_memory(ds)
+run_tree({{"a": ds}}, {str(tmp_path / "r.zarr")!r})
+peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+print(int(peak) * 1024, predicted.total)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    peak, predicted = map(int, done.stdout.split()[-2:])
+    assert predicted / 3 < peak < predicted
+
+
+def test_longer_spectra_and_a_drift_take_more():
+    """What a pass adds up goes by spans, and by the products of times."""
+    prism, grating = (
+        mx.predict_memory(mx.simulate_program(exposures=4, slits=4, background_slits=2, grating=g))
+        for g in ("PRISM", "G140H")
+    )
+    assert grating.sums > 5 * prism.sums and grating.slits > 4 * prism.slits
+    ds = _program(4)
+    assert mx.predict_memory(ds, drift=mx.Drift(2)).sums > 3 * mx.predict_memory(ds).sums
+    lies_here = mx.predict_memory(ds.compute())
+    assert lies_here.data == ds.nbytes and "the data" in str(lies_here)
+
+
+def test_what_is_advised_is_accepted():
+    ds = _program(40, chunks=64)
+    limit = mx.predict_memory(ds, memory=1).total - 20 * 10**6
+    with pytest.raises(ParameterError, match="--chunks") as caught:
+        check_memory({"a": ds}, limit)
+    fewer = int(re.search(r"--chunks (\d+)", str(caught.value))[1])
+    check_memory({"a": ds.chunk({"slit": fewer})}, limit)
