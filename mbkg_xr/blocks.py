@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .fuse import fused
+from .fuse import Call, fused
 from .tasks import cluster, completed, workers
 
 __all__ = ["Call", "Constant", "added", "aligned", "map_slits", "reduce_blocks", "unpacked"]
@@ -189,16 +189,6 @@ _FETCHED = 64
 def _of_block(start: int, arrays: Sequence[Any], work: tuple[Callable[..., Any], Any]) -> Any:
     block, shared = work
     return block(start, arrays, shared)
-
-
-class Call:
-    """A function that dask takes as it is, whatever it carries."""
-
-    def __init__(self, function: Callable[..., Any]):
-        self.function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self.function(*args)
 
 
 class Constant:

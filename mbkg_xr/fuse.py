@@ -14,19 +14,23 @@ from typing import Any
 from dask._task_spec import convert_legacy_graph
 from dask.core import get_dependencies
 
-__all__ = ["Apart", "fused"]
+__all__ = ["Apart", "Call", "fused"]
 
 
-class Apart:
-    """A function whose task stays one of its own, though only one other needs it: tasks that would
-    be done one after the other in one, and can be done side by side.
-    """
+class Call:
+    """A function that dask takes as it is, whatever it carries."""
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
 
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
+
+
+class Apart(Call):
+    """A function whose task stays one of its own, though only one other needs it: tasks that would
+    be done one after the other in one, and can be done side by side.
+    """
 
 
 class _Bundle:

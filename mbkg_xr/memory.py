@@ -101,11 +101,18 @@ class Prediction:
     chunk: int
 
     @property
+    def fit(self) -> int:
+        """What is held in the fit, in bytes."""
+        return self._always + self.slits + self.sums + self.kept
+
+    @property
     def total(self) -> int:
         """The most that is held at a time, in bytes: in the fit, or as it is compared with nods."""
-        fit = self.slits + self.sums + self.kept
-        comparing = int(_LEFT * self.slits) + self.nods
-        return self.base + self.data + self.working + max(fit, comparing)
+        return max(self.fit, self._always + int(_LEFT * self.slits) + self.nods)
+
+    @property
+    def _always(self) -> int:
+        return self.base + self.data + self.working
 
     def __str__(self) -> str:
         shares = {
@@ -186,8 +193,7 @@ def _of_one(ds: xr.Dataset, threads: int, memory: int | None, order: int) -> Pre
     )
     room = pixel_room(n, spans)
     if memory is not None:
-        fit = least.base + least.data + least.working + least.slits + least.sums
-        room = min(MOST_KEPT, max(memory - fit, 0))
+        room = min(MOST_KEPT, max(memory - least.fit, 0))
     # Of packed pixels; what does not fit goes to a scratch file.
     return replace(least, kept=min(room, n * (int(24 * _PACKED * ny * nx) + 1)))
 

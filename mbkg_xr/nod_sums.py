@@ -168,7 +168,7 @@ def add_slits(
     return out
 
 
-def added_sums(parts: Sequence[CellSums]) -> CellSums:
+def added_sums(*parts: CellSums) -> CellSums:
     """Sums over all exposures, of all cells of any of the parts; the parts stay as they are."""
     cells = np.unique(np.concatenate([part.cells for part in parts]))
     first = parts[0]

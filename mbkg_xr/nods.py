@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from .blocks import Call, Constant, map_slits, unpacked
 from .fuse import Apart
 from .kernels import kernel
-from .nod_sums import A_PIXEL, Cells, CellSums, add_slits, added_sums, means_of_others
+from .nod_sums import A_PIXEL, Cells, add_slits, added_sums, means_of_others
 from .quality import DEFAULT_EXCLUDE, flag_mask
 from .schema import PIXEL_DIMS, occupied_shutters, refuse_subtracted, validate
 from .select import near_one_of
@@ -250,14 +250,10 @@ def _add_up(
         needed = [(array.name, k, 0, 0, 0) for k in chunks[few]]
         graph[key] = (Apart(add_slits), (Constant(parts[few]),), *needed)
         if last:
-            graph[name, block, lot] = (Apart(_added), last, key)
+            graph[name, block, lot] = (Apart(added_sums), last, key)
             key = (name, block, lot)
         last = key
     return last
-
-
-def _added(*parts: CellSums) -> CellSums:
-    return added_sums(parts)
 
 
 def _usable_block(

@@ -131,7 +131,7 @@ def completed(graph: Mapping, keys: Sequence[Hashable], *, local: bool = False) 
     from distributed import as_completed
 
     futures = client.get(dict(graph), list(keys), sync=False)
-    with _watched(client, futures), _shown(client, futures):
+    with _watched(client, [future.key for future in futures]), _shown(client, futures):
         place = {future.key: i for i, future in enumerate(futures)}
         done = as_completed(futures, with_results=True)
         del futures
@@ -165,7 +165,7 @@ def hold(
     """
     client = cluster()
     futures = client.get(dict(graph), [*keys, *small], sync=False)
-    with _watched(client, futures), _shown(client, futures):
+    with _watched(client, [future.key for future in futures]), _shown(client, futures):
         return futures[: len(keys)], client.gather(futures[len(keys) :])
 
 
@@ -188,13 +188,12 @@ def _threads() -> Iterator[dict[str, Any]]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _watched(client: Any, futures: Sequence[Any]) -> AbstractContextManager:
-    """On an error have the cluster leave off what was asked of it, and wait until it did."""
-    return _until_settled(client, [future.key for future in futures])  # and hold no result
-
-
 @contextmanager
-def _until_settled(client: Any, keys: Sequence[Any]) -> Iterator[None]:
+def _watched(client: Any, keys: Sequence[Any]) -> Iterator[None]:
+    """On an error have the cluster leave off what was asked of it, and wait until it did.
+
+    Keys, for futures would hold results.
+    """
     from distributed import Future, KilledWorker
 
     try:

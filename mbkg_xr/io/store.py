@@ -93,12 +93,10 @@ def create_store(path: str | os.PathLike, *, overwrite: bool = False) -> Iterato
             os.replace(path, old)
         os.replace(staging, path)
         remove_tree(old)
-    except BaseException:
+    finally:
         if kept:
             leave_staging(staging)
-        raise
-    finally:
-        if not kept:
+        else:
             end_staging(staging)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
@@ -55,18 +57,8 @@ def covariance_factor(basis: Basis, covariance: Array, n_spans: int) -> Array:
     column = np.repeat(own, nodes, axis=0).ravel()
     design = csr_array((scaled.ravel(), column, start), shape=(spans * nodes, basis.size))
     root = _root(covariance)
-    _, vectors = eigh(root.T @ ((design.T @ design) @ root))
-    parts: list[Array] = []
-    left = (size > 0).astype(np.float64)
-    while vectors.shape[1] and left.max() > LOSS:
-        some, vectors = vectors[:, : -_AT_A_TIME - 1 : -1], vectors[:, :-_AT_A_TIME]
-        found = design @ (root @ some)
-        after = left[:, None] - np.cumsum(np.square(found), axis=1)
-        enough = after.max(axis=0) <= LOSS
-        rank = int(np.argmax(enough)) + 1 if enough.any() else enough.size
-        parts.append(_signed(found[:, :rank]))
-        left = after[:, rank - 1]
-    out = np.concatenate(parts, axis=1) if parts else np.zeros((spans * nodes, 0))
+    gram = root.T @ ((design.T @ design) @ root)
+    out = _principal(gram, lambda some: design @ (root @ some), size > 0, LOSS)
     whole = np.zeros((n_spans, nodes, out.shape[1]))
     whole[basis.spans] = (out * size[:, None]).reshape(spans, nodes, -1)
     return whole
@@ -100,16 +92,39 @@ def low_rank(rows: Array, loss: float = LOSS) -> Array:
     """
     size = np.sqrt(np.square(rows).sum(axis=1, keepdims=True))
     scaled = rows / np.where(size > 0, size, 1.0)
-    _, vectors = eigh(scaled.T @ scaled)
-    turned = scaled @ vectors[:, ::-1]
-    turned = _signed(turned)
-    left = 1 - np.cumsum(np.square(turned), axis=1)
-    enough = np.where(size > 0, left, 0.0).max(axis=0) <= loss
-    rank = int(np.argmax(enough)) + 1 if enough.any() else enough.size
-    return np.ascontiguousarray(turned[:, :rank] * size)
+    turned = _principal(scaled.T @ scaled, lambda some: scaled @ some, size[:, 0] > 0, loss)
+    return np.ascontiguousarray(turned * size)
 
 
-def _signed(columns: Array) -> Array:
-    """The sign of an eigenvector is anyone's: fixed here, the same sums give the same factor."""
-    largest = columns[np.abs(columns).argmax(axis=0), np.arange(columns.shape[1])]
-    return columns * np.where(largest < 0, -1.0, 1.0)
+def _principal(
+    gram: Array, project: Callable[[Array], Array], known: NDArray[np.bool_], loss: float
+) -> Array:
+    """Rows of length one on as few eigenvectors of their Gram matrix as keep all but `loss` of each
+    row; one at least.
+
+    Parameters
+    ----------
+    gram
+        ``(column, column)``
+    project
+        Of ``(column, k)`` vectors the rows' products with them.
+    known
+        Which rows are of length one; the others are zero.
+    loss
+        The share.
+    """
+    _, vectors = eigh(gram)
+    parts: list[Array] = []
+    left = known.astype(np.float64)
+    while not parts or (vectors.shape[1] and left.max() > loss):
+        some, vectors = vectors[:, : -_AT_A_TIME - 1 : -1], vectors[:, :-_AT_A_TIME]
+        found = project(some)
+        after = left[:, None] - np.cumsum(np.square(found), axis=1)
+        enough = after.max(axis=0) <= loss
+        rank = int(np.argmax(enough)) + 1 if enough.any() else enough.size
+        found = found[:, :rank]
+        # The sign of an eigenvector is anyone's: fixed here, the same sums give the same factor.
+        largest = found[np.abs(found).argmax(axis=0), np.arange(rank)]
+        parts.append(found * np.where(largest < 0, -1.0, 1.0))
+        left = after[:, rank - 1]
+    return np.concatenate(parts, axis=1)
