@@ -19,6 +19,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .alike import gathered
 from .fuse import Call, fused
 from .tasks import cluster, completed, workers
 
@@ -129,19 +130,19 @@ def reduce_blocks(
     lazy = any(isinstance(d, da.Array) for d in data)
     if not lazy and ds.sizes["slit"] <= _BLOCK:
         return block(0, [np.ascontiguousarray(d) for d in data], shared)
-    chunks, graph, columns = aligned(data) if lazy else _sliced(data)
+    chunks, graph, keys = aligned(data) if lazy else _sliced(data)
     cuts = np.concatenate([[0], np.cumsum(chunks)])
     within = (
         np.ones(len(chunks), np.bool_) if rows is None else np.diff(rows.searchsorted(cuts)) > 0
     )
     some = np.flatnonzero(within).tolist()
-    starts, columns = cuts[some].tolist(), [columns[i] for i in some]
-    return added(graph, columns, starts, block, add, shared, local=not lazy)
+    starts, keys = cuts[some].tolist(), [keys[i] for i in some]
+    return added(graph, keys, starts, block, add, shared, local=not lazy)
 
 
 def added(
     graph: Mapping,
-    columns: Sequence[tuple[Hashable, ...]],
+    lots: Sequence[Any],
     starts: Sequence[int],
     block: Callable[[int, Sequence[Any], Any], Any],
     add: Callable[[Any, Any], Any],
@@ -149,14 +150,16 @@ def added(
     *,
     local: bool,
 ) -> Any:
-    """Apply ``block(start, values of keys, shared)`` to each lot of keys and add up the results.
+    """Apply ``block(start, values, shared)`` to each lot of values and add up the results.
 
     Parameters
     ----------
     graph
         A dask graph that gives the keys.
-    columns, starts
-        Keys and first slit of each lot.
+    lots
+        Of each lot the key of a list of values, or a list of keys.
+    starts
+        The first slit of each lot.
     block, add, shared
         As in `reduce_blocks`.
     local
@@ -166,18 +169,18 @@ def added(
     state = f"state-{uuid.uuid4().hex}"
     # With what it carries, a block function is sent to each worker once, and not with each task.
     graph[state] = (Constant((block, shared)),)
-    parts: list[Hashable] = [(f"block-{state}", i) for i in range(len(columns))]
+    parts: list[Hashable] = [(f"block-{state}", i) for i in range(len(lots))]
     tasks = list(parts)
-    for part, start, keys in zip(parts, starts, columns, strict=True):
-        graph[part] = (_of_block, start, list(keys), state)
+    for part, start, lot in zip(parts, starts, lots, strict=True):
+        graph[part] = (_of_block, start, lot, state)
     merge, level = Call(partial(reduce, add)), 0
     # A cluster's sums are fetched now and then: what was fetched cannot be lost with a worker.
     most = _FETCHED if not local and cluster() is not None else len(parts)
     while len(parts) > 1 and 8**level < most:
         level += 1
-        lots = [parts[i : i + 8] for i in range(0, len(parts), 8)]
-        parts = [(f"sum-{state}", level, i) for i in range(len(lots))]
-        graph |= {part: (merge, lot) for part, lot in zip(parts, lots, strict=True)}
+        eights = [parts[i : i + 8] for i in range(0, len(parts), 8)]
+        parts = [(f"sum-{state}", level, i) for i in range(len(eights))]
+        graph |= {part: (merge, some) for part, some in zip(parts, eights, strict=True)}
         tasks += parts
     # Blocks and sums stay tasks of their own: all in one would be done one after the other.
     return reduce(add, completed(fused(graph, tasks), parts, local=local))
@@ -203,8 +206,8 @@ class Constant:
 
 def aligned(
     arrays: Sequence[Any], *, length: int = _BLOCK
-) -> tuple[tuple[int, ...], dict, list[tuple[Hashable, ...]]]:
-    """Slits a chunk, the graph of all arrays, and for each chunk the keys of the arrays.
+) -> tuple[tuple[int, ...], dict, list[Hashable]]:
+    """Slits a chunk, a graph, and for each chunk the key of the list of its blocks.
 
     Chunks are those of the lazy arrays where these agree, with whole slits; of `length` slits where
     none is lazy.
@@ -214,31 +217,19 @@ def aligned(
     if not lazy:
         cuts = {*range(length, arrays[0].shape[0], length), arrays[0].shape[0]}
     chunks = tuple(np.diff([0, *sorted(cuts)]).tolist())
-    layers: dict = {}
-    columns = []
-    for array in arrays:
-        array = _in_chunks(array, chunks)
-        # Columns have most of their layers in common: each is written out once.
-        layers.update(array.dask.layers)
-        zeros = (0,) * (array.ndim - 1)
-        columns.append([(array.name, i, *zeros) for i in range(len(chunks))])
-    graph: dict = {}
-    for layer in layers.values():
-        graph.update(layer)
-    return chunks, graph, list(zip(*columns, strict=True))
+    return chunks, *gathered([_in_chunks(array, chunks) for array in arrays])
 
 
-def _sliced(arrays: Sequence[NDArray]) -> tuple[tuple[int, ...], dict, list[tuple]]:
+def _sliced(arrays: Sequence[NDArray]) -> tuple[tuple[int, ...], dict, list[Hashable]]:
     """The same for arrays in memory: views of some slits at a time."""
     n = arrays[0].shape[0]
     # Slits of few pixels are taken many at a time, as long as every worker has two blocks.
     few = _PIXELS // max(math.prod(arrays[0].shape[1:]), 1)
     length = max(_BLOCK, min(few, -(-n // (2 * workers()))))
     starts = range(0, n, length)
-    graph: dict = {
-        (f"view-{k}", i): (Constant(np.ascontiguousarray(array[i : i + length])),)
-        for k, array in enumerate(arrays)
-        for i in starts
+    keys: list[Hashable] = [("views", i) for i in starts]
+    graph = {
+        key: (Constant([np.ascontiguousarray(a[i : i + length]) for a in arrays]),)
+        for key, i in zip(keys, starts, strict=True)
     }
-    columns = [tuple((f"view-{k}", i) for k in range(len(arrays))) for i in starts]
-    return tuple(min(length, n - i) for i in starts), graph, columns
+    return tuple(min(length, n - i) for i in starts), graph, keys

@@ -7,12 +7,13 @@ needs and runs it at once, so that pixels are read, worked on and dropped in one
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import Any
 
 from dask._task_spec import convert_legacy_graph
 from dask.core import get_dependencies
+
+from .alike import follow
 
 __all__ = ["Apart", "Call", "fused"]
 
@@ -40,18 +41,9 @@ class _Bundle:
         self.graph, self.root, self.loose = graph, root, loose
 
     def __call__(self, *values: Any) -> Any:
-        # What `dask.get` would do, but for the finding of an order, which takes longer than all
-        # else: the order is known, and a result is let go of after its last use.
         nodes = convert_legacy_graph(self.graph, all_keys={*self.graph, *self.loose})
-        uses = Counter(key for node in nodes.values() for key in node.dependencies)
         known = dict(zip(self.loose, values, strict=True))
-        for key, node in nodes.items():
-            known[key] = node(known)
-            for needed in node.dependencies:
-                uses[needed] -= 1
-                if not uses[needed]:
-                    del known[needed]
-        return known[self.root]
+        return follow(nodes, known, [self.root])[0]
 
     def __dask_tokenize__(self) -> str:
         return str(self.root)

@@ -55,16 +55,16 @@ def held_lots(
         Of each lot: a future of a list, one a chunk, by its key; the number of its slits; the sum
         of the sizes.
     """
-    chunks, graph, columns = aligned(arrays)
+    chunks, graph, blocks = aligned(arrays)
     starts = [0, *np.cumsum(chunks).tolist()]
     lots = _lots(chunks, max(int(np.prod(a.shape[1:])) for a in arrays))
     name = f"lot-{uuid.uuid4().hex}"
     keys: list[Hashable] = [(name, i) for i in range(len(lots))]
     # With what it carries, it is sent to each worker once, and not with each lot.
     graph[f"make-{name}"] = (Constant(make),)
-    for chunk, names in enumerate(columns):
+    for chunk, block in enumerate(blocks):
         slits = Constant(slice(starts[chunk], starts[chunk + 1]))
-        graph[f"part-{name}", chunk] = (_made, f"make-{name}", (slits,), *names)
+        graph[f"part-{name}", chunk] = (_made, f"make-{name}", (slits,), block)
     for key, lot in zip(keys, lots, strict=True):
         graph[key] = (list, [(f"part-{name}", chunk) for chunk in lot])
     held, sizes = with_workers(graph, keys, stack)
@@ -94,7 +94,7 @@ def _lots(chunks: Sequence[int], pixels: int) -> list[range]:
     return [range(a, b) for a, b in pairwise(cuts)]
 
 
-def _made(make: Callable[..., Any], slits: slice, *blocks: Any) -> Any:
+def _made(make: Callable[..., Any], slits: slice, blocks: Sequence[Any]) -> Any:
     return make(slits, *blocks)
 
 

@@ -67,10 +67,10 @@ class Held:
         """Apply a block function to all selected pixels, or to all that a look sees, and add up."""
         starts = np.concatenate([[0], np.cumsum(self.lengths)]).tolist()
         lots = self._lots()
-        columns = [tuple(self.keys[i] for i in lot) for lot in lots]
+        keys = [[self.keys[i] for i in lot] for lot in lots]
         run = partial(_run, block, seen)
         first = [starts[lot[0]] for lot in lots]
-        return added(self.graph, columns, first, run, add, shared, local=self.room is not None)
+        return added(self.graph, keys, first, run, add, shared, local=self.room is not None)
 
     def part(self, rows: NDArray[np.int64], stack: ExitStack) -> Held:
         """Those of some of the slits, in what room there is; those of workers stay with them."""
@@ -95,9 +95,9 @@ class Held:
             except NoRoom:  # too little to be read again each time, with all that lies beside it
                 return [taken]
 
-        columns = [tuple(self.keys[i] for i in piece) for piece in pieces]
+        keys = [[self.keys[i] for i in piece] for piece in pieces]
         each = range(len(pieces))
-        found = added(self.graph, columns, each, run, lambda a, b: a + b, local=True)
+        found = added(self.graph, keys, each, run, lambda a, b: a + b, local=True)
         return in_process(slits, self.grid, found, room)
 
     def _part_of_workers(

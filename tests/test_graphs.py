@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mbkg_xr as mx
+from mbkg_xr.alike import gathered
 from mbkg_xr.blocks import aligned, reduce_blocks
 from mbkg_xr.fuse import fused
 from mbkg_xr.io import writing
@@ -135,12 +136,93 @@ def test_any_chunks_are_written_whole(lengths, tmp_path):
 
 def test_aligned_takes_what_comes():
     a, b = da.zeros((10, 2, 2), chunks=(4, 1, 2)), da.ones((10, 2, 2), chunks=(5, 2, 2))
-    chunks, graph, columns = aligned([a, b, np.full((10, 2, 2), 2.0)])
+    chunks, graph, keys = aligned([a, b, np.full((10, 2, 2), 2.0)])
     assert chunks == (4, 1, 3, 2)
-    for n, keys in zip(chunks, columns, strict=True):
-        found = dask.get(graph, list(keys))
+    for n, key in zip(chunks, keys, strict=True):
+        found = dask.get(graph, key)
         assert [f.shape for f in found] == [(n, 2, 2)] * 3
         assert [float(np.max(f)) for f in found] == [0, 1, 2]
+
+
+class Counting:
+    """A function that counts its calls, by block."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *blocks, **kwargs):
+        self.calls += blocks[0].size > 0
+        return self.function(*blocks, **kwargs)
+
+
+def steps(x):
+    """Arrays of the chunks of `x` as they come: each in several steps, some of them shared."""
+    vector = da.from_array(np.arange(x.shape[0], dtype=float), chunks=(x.chunks[0],))
+    shared = Counting(np.square)
+    squares = x.map_blocks(shared, meta=np.empty((0, 0, 0)))
+    constant = da.from_array(np.full((1, 1, 2), 3.0), chunks=-1)
+    return shared, {
+        "alike": squares * 2 - x,
+        "of_vector": squares + vector[:, None, None],
+        "constant": squares * constant,
+        "literal": squares.map_blocks(np.add, dask.delayed(np.float64)(7), dtype=float),
+        "by_place": da.map_blocks(
+            lambda b, block_id=None: b + block_id[0], squares, dtype=float, meta=np.empty((0, 0, 0))
+        ),
+        "reversed": (squares + 1)[::-1].rechunk(x.chunks),
+        "across": squares.rechunk((x.chunks[0], 1, 2)).sum(axis=1, keepdims=True) + squares,
+        "all": squares - squares.mean(),
+        "as_it_is": x,
+    }
+
+
+STEPS = sorted(steps(da.ones((4, 2, 2), chunks=(2, 2, 2)))[1])
+
+
+@pytest.mark.parametrize("lengths", [(7,), (4, 3), (2, 2, 3)])
+@pytest.mark.parametrize("name", STEPS)
+def test_chunks_alike_give_the_same(name, lengths):
+    x = da.from_array(np.random.default_rng(1).random((7, 2, 2)), chunks=(lengths, 2, 2))
+    array = steps(x)[1][name]
+    graph, keys = gathered([array])
+    found = np.concatenate([block for key in keys for block in dask.get(graph, key)])
+    np.testing.assert_array_equal(found, array.compute())
+
+
+@given(st.sets(st.sampled_from(STEPS), min_size=1, max_size=5))
+@settings(max_examples=30, deadline=None)
+def test_what_chunks_share_is_made_once(names):
+    """Of several arrays, some of which need blocks of other chunks."""
+    x = da.from_array(np.random.default_rng(1).random((8, 2, 2)), chunks=(2, 2, 2))
+    shared, arrays = steps(x)
+    expected = [arrays[name].compute() for name in names]
+    graph, keys = gathered([arrays[name] for name in names])
+    shared.calls = 0
+    found = list(zip(*dask.get(fused(graph, keys), keys), strict=True))
+    for blocks, values in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(np.concatenate(blocks), values)
+    assert shared.calls == (0 if names == {"as_it_is"} else 4)
+
+
+def test_what_all_chunks_share_is_no_part_of_each():
+    x = da.from_array(np.ones((8, 2, 2)), chunks=(2, 2, 2))
+    single = Counting(np.negative)
+    low = da.from_array(np.ones((1, 1, 2)), chunks=-1).map_blocks(single, meta=np.empty((0, 0, 0)))
+    graph, keys = gathered([x + low])
+    dask.get(fused(graph, keys), keys)
+    assert single.calls == 1
+
+
+def test_arrays_that_were_optimised():
+    """Their layers have other names than they."""
+    x = da.from_array(np.arange(16.0).reshape(4, 2, 2), chunks=(2, 2, 2)) + 1
+    (optimised,) = dask.optimize(x)
+    graph, keys = gathered([optimised * 2, x.persist(scheduler="sync") - 1])
+    for i, key in enumerate(keys):
+        double, same = dask.get(graph, key)
+        expected = x[2 * i : 2 * i + 2].compute()
+        np.testing.assert_array_equal(double, 2 * expected)
+        np.testing.assert_array_equal(same, expected - 1)
 
 
 def test_pixels_in_memory_beside_lazy_ones(selected, master):

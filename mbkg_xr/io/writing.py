@@ -50,25 +50,22 @@ def write_chunks(
     """
     data = list(arrays.values())
     length = next(iter(targets.values())).chunks[0]
-    chunks, graph, columns = aligned(data, length=length)
+    chunks, graph, keys = aligned(data, length=length)
     token = uuid.uuid4().hex
     where = f"targets-{token}"
     graph[where] = (Constant([targets[name] for name in arrays]),)
     starts = np.concatenate([[0], np.cumsum(chunks)]).tolist()
     sinks = []
     if _whole(chunks, length):
-        for start, keys in zip(starts, columns, strict=False):
+        for start, key in zip(starts, keys, strict=False):
             sinks.append((f"write-{token}", start))
-            graph[sinks[-1]] = (Call(_write), where, first + start, [list(keys)], [None])
+            graph[sinks[-1]] = (Call(_write), where, first + start, [key], [None])
     else:
         # Blocks that reach into more than one chunk of the store are made once.
-        for i, keys in enumerate(columns):
-            graph[f"made-{token}", i] = (Call(list), list(keys))
         for start in range(0, starts[-1], length):
             stop = min(start + length, starts[-1])
             begin = int(np.searchsorted(starts, start, side="right")) - 1
             end = int(np.searchsorted(starts, stop, side="left"))
-            made = [(f"made-{token}", i) for i in range(begin, end)]
             cuts = Constant(
                 [
                     slice(max(start - starts[i], 0), min(stop, starts[i + 1]) - starts[i])
@@ -76,7 +73,7 @@ def write_chunks(
                 ]
             )
             sinks.append((f"write-{token}", start))
-            graph[sinks[-1]] = (Call(_write), where, first + start, made, (cuts,))
+            graph[sinks[-1]] = (Call(_write), where, first + start, keys[begin:end], (cuts,))
     lazy = any(isinstance(a, da.Array) for a in data)
     for _ in completed(fused(graph, sinks), sinks, local=not lazy):
         pass
