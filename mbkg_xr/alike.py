@@ -137,7 +137,7 @@ def _of_chunk(layer: Any, keys: set[_Key], one: int) -> dict | None:
     return {key: mine} if there == set(first.dependencies) else None
 
 
-def _only(layer: Blockwise, key: Hashable) -> Any:
+def _only(layer: Blockwise, key: Any) -> Any:
     culled, _ = layer.cull({key}, ())
     return culled[key]
 

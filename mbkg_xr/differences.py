@@ -95,7 +95,8 @@ def find_differences(
         sky = sky & present.scales.used
     span_phase, phase = bin_phase(grid.edges, constrained)
     sums = look(pixels, state, present.terms, sight=sight, sky=sky, phase=phase)
-    if not sums.weight.any():
+    seen = sums.information() > 0
+    if not seen.any():
         return present  # a sky that is nowhere positive has no fractions
     terms = replace(present.terms, phase=span_phase)
     found: SlitScales | None = None
@@ -106,7 +107,6 @@ def find_differences(
         sky_level = np.interp(bins, spans, state.model[:, 0])
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.interp(bins, spans, shape) / sky_level
-        seen = sums.weight.sum(axis=(0, 1)) > 0
         shape_of_sky = np.where(seen & (sky_level > 0), share, 0.0)
         found = solve_scales(sums, ds, phase, shape_of_sky, scales, present.scales)
         terms = replace(

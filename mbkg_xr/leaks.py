@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from .hierarchy import likely_variance
 from .slit_algebra import add_up_bins, shutter_parts, shutter_rests, slit_parts
+from .tables import lots, zeros
 
-__all__ = ["EXPECTED_LEAK", "EXPECTED_LEVEL", "LOT", "Own", "Shutters"]
+__all__ = ["EXPECTED_LEAK", "EXPECTED_LEVEL", "Own", "Shutters"]
 
 Array = NDArray[np.float64]
 
 EXPECTED_LEVEL = 0.006  # shutters of one slit are expected to differ by this much
-#: Slits at a time.
-LOT = 1024
 _OF_SLITS = (
     "weight",
     "excess",
@@ -92,8 +91,8 @@ class Shutters:
     def __post_init__(self) -> None:
         n = self.basis.shape[1] + 1
         self.told = np.zeros_like(self.sky)
-        self.gram = np.zeros((*self.sky.shape, n, n))
-        self.linear = np.zeros((*self.sky.shape, n))
+        self.gram = zeros((*self.sky.shape, n, n))
+        self.linear = zeros((*self.sky.shape, n))
         self.keep = self.told
         for _, lot in self.lots():
             lot.told[:] = lot.sky & (lot.weight.sum(axis=2) > 0)
@@ -102,8 +101,7 @@ class Shutters:
 
     def lots(self) -> Iterator[tuple[slice, Shutters]]:
         """Some slits at a time: what is between takes more room than what is found."""
-        for first in range(0, len(self.sky), LOT):
-            lot = slice(first, first + LOT)
+        for lot in lots(len(self.sky)):
             yield lot, self.part(lot)
 
     def part(self, slits: slice | NDArray[np.int64]) -> Shutters:
@@ -128,9 +126,13 @@ class Shutters:
     def together(self, own: Own) -> tuple[Array, Array]:
         """The same of all shutters of each slit: ``(s, k, k)`` and ``(s, k)``."""
         n, k = len(self.keep), self.basis.shape[1]
-        data, right = np.zeros((n, k, k)), np.zeros((n, k))
-        prior = self.leak_prior(own.leak)
-        slit_parts(self.gram, self.linear, self.keep, *prior, own.level, data, right)
+        data, right = zeros((n, k, k)), np.zeros((n, k))
+        for lot in lots(n):
+            prior = _leak_prior(self.beside[lot], own.leak)
+            slit_parts(
+                self.gram[lot], self.linear[lot], self.keep[lot], *prior, own.level,
+                data[lot], right[lot],
+            )  # fmt: skip
         return data, right
 
     def stray_and_level(self, scale: Array, own: Own) -> tuple[Array, Array, Array]:
@@ -201,8 +203,11 @@ class Shutters:
     def found(self, scale: Array, own: Own) -> Own:
         """The same, found anew from scales."""
         sums = np.zeros((*self.keep.shape, 4))
-        prior = self.leak_prior(own.leak)
-        shutter_rests(self.gram, self.linear, self.keep, scale, *prior, sums)
+        for lot in lots(len(self.keep)):
+            prior = _leak_prior(self.beside[lot], own.leak)
+            shutter_rests(
+                self.gram[lot], self.linear[lot], self.keep[lot], scale[lot], *prior, sums[lot]
+            )
         information, level, square, rest = np.moveaxis(sums, 2, 0)
         return Own(self._leak(square, rest, own), self._level(information, level, own))
 

@@ -19,19 +19,18 @@ at shutter centres.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import xarray as xr
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
 
 from .hierarchy import Hierarchy
-from .leaks import EXPECTED_LEAK, EXPECTED_LEVEL, LOT, Own, Shutters
+from .leaks import EXPECTED_LEAK, EXPECTED_LEVEL, Own, Shutters
 from .populations import quadratic, ranks, source_light
 from .scales import Scales, SlitScales
 from .shutters import ShutterSums, sky_shutters
 from .slit_algebra import inverses, solve_each
+from .tables import lots, zeros
 from .terms import FIRST_SHUTTER, N_SHUTTERS
 from .vetoes import Veto, find_vetoes
 
@@ -73,13 +72,12 @@ def solve_scales(
     """
     shutters = _shutters(sums, slits, phase, shape, options)
     n = options.order + 1
-    place = quadratic(slits) if options.smooth else np.zeros((slits.sizes["slit"], 0))
     prior = np.array([options.prior, *[options.colour] * options.order]) ** 2
     means = Hierarchy.of(
         # Slitlet numbers begin anew in each MSA configuration; the shutters tell them apart.
         ranks(slits, ("program", "visit", "slitlet", "quadrant", "shutter_row", "shutter_column")),
         ranks(slits, ("exposure", "detector")),
-        place,
+        quadratic(slits) if options.smooth else np.zeros((slits.sizes["slit"], 0)),
         prior,
         np.full(shutters.basis.shape[1] - n, _PEDESTAL**2),
     )
@@ -110,8 +108,9 @@ def _shutters(
     source = np.where(background, np.nan, slits["source_shutter"].values)
     away = np.abs(FIRST_SHUTTER + np.arange(N_SHUTTERS) - source[:, None])
     held = ~np.isnan(away) & (away <= 0.5)
-    light = np.zeros((len(held), phase.size))
-    for rows in _some(np.flatnonzero(held.any(axis=1))):
+    light = zeros((len(held), phase.size))
+    lit = np.flatnonzero(held.any(axis=1))
+    for rows in (lit[some] for some in lots(lit.size)):
         within = held[rows][:, :, None]
         light[rows] = source_light(
             (sums.weight[rows] * within).sum(axis=1),
@@ -133,16 +132,15 @@ def _shutters(
     )
 
 
-def _some(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    return (rows[first : first + LOT] for first in range(0, rows.size, LOT))
-
-
 def _most_far(sums: ShutterSums) -> NDArray[np.bool_]:
     """``(slit,)``: nothing but outliers to the present master, which may be the one that is wrong:
     of these what was kept from the sums counts, too.
     """
-    far = sums.far[:, 0].sum(axis=(1, 2))
-    return np.asarray(far > _MOST_FAR * (far + sums.weight.sum(axis=(1, 2))))
+    out = np.zeros(len(sums.weight), dtype=np.bool_)
+    for lot in lots(out.size):
+        far = sums.far[lot, 0].sum(axis=(1, 2))
+        out[lot] = far > _MOST_FAR * (far + sums.weight[lot].sum(axis=(1, 2)))
+    return out
 
 
 def _veto(shutters: Shutters, means: Hierarchy, own: Own, limit: float) -> None:
@@ -159,17 +157,15 @@ def _veto(shutters: Shutters, means: Hierarchy, own: Own, limit: float) -> None:
         shutters.keep[rows, worst[beyond]] = False
 
 
-def _excess(
-    shutters: Shutters, means: Hierarchy, own: Own, rows: NDArray[np.int64] | None = None
-) -> Array:
-    """``(s, z)``: level of each shutter over what its slit's others say, in its errors."""
+def _excess(shutters: Shutters, means: Hierarchy, own: Own, rows: NDArray[np.int64]) -> Array:
+    """``(row, z)``: level of each shutter over what its slit's others say, in its errors."""
     mean, tau = means.mean(), means.tau[1]
-    if rows is not None and rows.size < len(mean):
-        shutters, mean = shutters.part(rows), mean[rows]
-    out = [
-        part.excess_over(*_without_each(part, own, mean[lot], None, tau), own)
-        for lot, part in shutters.lots()
-    ]
+    out = []
+    for lot in lots(len(mean)):
+        some = rows[slice(*np.searchsorted(rows, [lot.start, lot.stop]))]
+        if some.size:
+            part = shutters.part(some)
+            out.append(part.excess_over(*_without_each(part, own, mean[some], None, tau), own))
     return np.concatenate(out)
 
 
@@ -204,11 +200,13 @@ def _hidden(shutters: Shutters, means: Hierarchy, scale: Array, own: Own, veto: 
     """
     told = shutters.told & ~veto.slit[:, None]
     several = told & (told.sum(axis=1) > 1)[:, None]
-    surplus = np.square(shutters.surplus(scale, own))
     # Of brighter ones the whole slit is left out.
     most = min(veto.limit, _BRIGHT) ** 2 * means.tau[:2, 0].sum()
-    found = several & ~shutters.keep & (surplus < most)
-    variance = surplus[found].sum() / max(int(several.sum()), 1)
+    total = 0.0
+    for lot, part in shutters.lots():
+        surplus = np.square(part.surplus(scale[lot], own))
+        total += surplus[several[lot] & ~part.keep & (surplus < most)].sum()
+    variance = total / max(int(several.sum()), 1)
     return np.where(told.sum(axis=1) == 1, variance, 0.0)
 
 
@@ -216,8 +214,8 @@ def _found(shutters: Shutters, means: Hierarchy, own: Own, n: int, veto: Veto) -
     """The first `n` coefficients are a scale's, the last, if there is one more, a pedestal."""
     mean, tau, size = means.mean(), means.tau[1], len(shutters.keep)
     scale, weights = np.empty((2, size, tau.size))
-    covariance, slope = np.empty((size, n, n)), np.empty((size, N_SHUTTERS, n))
-    without, error = np.empty_like(slope), np.empty((size, N_SHUTTERS, n, n))
+    covariance, error = zeros((size, n, n)), zeros((size, N_SHUTTERS, n, n))
+    slope, without = (zeros((size, N_SHUTTERS, n)) for _ in range(2))
     level, of_level, stray, excess = np.empty((4, size, N_SHUTTERS))
     rest = np.zeros(2)
     for lot, part in shutters.lots():

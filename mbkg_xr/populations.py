@@ -10,6 +10,7 @@ from numpy.polynomial import legendre
 from numpy.typing import NDArray
 
 from .kernels import kernel
+from .tables import zeros
 
 __all__ = ["quadratic", "ranks", "source_light", "sum_by"]
 
@@ -65,6 +66,6 @@ def quadratic(slits: xr.Dataset) -> Array:
     r, c = (row - 183) / 182, (column - 86) / 85
     terms = np.stack([np.ones_like(r), r, c, r * r, r * c, c * c], axis=1)
     placed = (quadrant >= 1) & (quadrant <= 4) & (row > 0) & (column > 0)
-    out = np.zeros((r.size, 4, 6))
+    out = zeros((r.size, 4, 6))
     out[placed, quadrant[placed] - 1] = terms[placed]
     return out.reshape(r.size, 24)

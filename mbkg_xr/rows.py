@@ -1,4 +1,4 @@
-"""Tables by slit that the tasks of a pass fill, each its own rows.
+"""Tables by slit that the tasks of a pass fill, each its own rows, so that memory does not grow.
 
 Joined from the tables of blocks they would be there twice at the end, and leave holes behind in the
 memory of every thread.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from .tables import let_go, zeros
 
 __all__ = ["Piece", "Rows"]
 
@@ -23,6 +24,7 @@ class Rows:
     Examples
     --------
     >>> import pickle
+    >>> import numpy as np
     >>> rows = Rows.zeros(3, ((2,), np.float64))
     >>> there = pickle.loads(pickle.dumps(rows))
     >>> left = rows.put(slice(0, 2), np.ones((2, 2))) + there.put(slice(2, 3), np.full((1, 2), 7.0))
@@ -36,7 +38,7 @@ class Rows:
     @classmethod
     def zeros(cls, n: int, *each: tuple[tuple[int, ...], DTypeLike]) -> Rows:
         """For `n` slits, from the shape of a row and the type of each array."""
-        return cls(*(np.zeros((n, *shape), dtype) for shape, dtype in each))
+        return cls(*(zeros((n, *shape), dtype) for shape, dtype in each))
 
     def __reduce__(self) -> tuple:
         return Rows, ()
@@ -47,6 +49,7 @@ class Rows:
             return [(slits, values)]
         for array, rows in zip(self._arrays, values, strict=True):
             array[slits] = rows
+        let_go()
         return []
 
     def filled(self, pieces: Iterable[Piece]) -> tuple[NDArray, ...]:

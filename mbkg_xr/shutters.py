@@ -20,6 +20,7 @@ from .profile_sums import N_NODES, ProfileSums
 from .rows import Piece, Rows
 from .schema import CENTRE, OPEN, occupied_shutters
 from .sources import Parts, Source
+from .tables import lots
 from .terms import BIN_SPANS, FIRST_SHUTTER, N_SHUTTERS, Terms, shutter_of
 
 __all__ = [
@@ -82,6 +83,11 @@ class ShutterSums:
     excess: Array
     far: NDArray[np.float32]
     profile: ProfileSums
+
+    def information(self) -> Array:
+        """``(bin,)``: sum of the weights, of all slits."""
+        parts = [self.weight[lot].sum(axis=(0, 1)) for lot in lots(len(self.weight))]
+        return np.sum(parts, axis=0)
 
 
 #: Of some slits: rows of sums that are not in their place yet, and what is said of the profile.

@@ -12,7 +12,7 @@ shutters is none of these: that shutter is another matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from .leaks import Own, Shutters
 from .populations import sum_by
 from .shutters import ShutterSums
 from .slit_algebra import inverses, least_scores, middles_of, shortest_half
+from .tables import let_go, zeros
 
 __all__ = ["EVIDENCE", "MOST_VETOED", "Veto", "find_vetoes"]
 
@@ -133,17 +134,17 @@ def find_vetoes(
     many = _exposures(exposure[seen])
     value, variance, expected = coefficients
     floor = np.where(np.arange(prior.size) > 0, _FLOOR_OF_COLOUR, _FLOOR)
-    away, z = _against_all(value, variance, many, expected, floor, count, limit)
-    which = np.argmax(z[:, 1:], axis=1) + 1 if z.shape[1] > 1 else np.zeros(seen.size, dtype=int)
-    rows = np.arange(seen.size)
-    departure[seen, 0], score[seen, 0] = away[:, 0], z[:, 0]
-    if z.shape[1] > 1:
-        departure[seen, 1], score[seen, 1] = away[rows, which], z[rows, which]
-    value, variance = bins
-    expected, floor = (np.full(value.shape[2], v) for v in (_EXPECTED_OF_BIN**2, _FLOOR_OF_BIN))
-    away, z = _against_all(value, variance, many, expected, floor, count, limit)
-    worst = np.argmax(z, axis=1)
-    departure[seen, 2], score[seen, 2], at[seen] = away[rows, worst], z[rows, worst], worst
+    of_coefficients = [
+        _against_all(value[:, :, k], variance[:, :, k], many, expected[k], floor[k], count, limit)
+        for k in range(prior.size)
+    ]
+    departure[seen, 0], score[seen, 0] = of_coefficients[0]
+    if prior.size > 1:
+        departure[seen, 1], score[seen, 1], _ = _worst(of_coefficients[1:])
+    departure[seen, 2], score[seen, 2], at[seen] = _worst(
+        _against_all(left, noise, many, _EXPECTED_OF_BIN**2, _FLOOR_OF_BIN, count, limit)
+        for left, noise in zip(*bins, strict=True)
+    )
     vetoed[seen] = (score[seen] > limit).any(axis=1)
     vetoed = vetoed | _most_visits(vetoed, np.asarray(told.any(axis=1)), slitlet)
     suspect = int(vetoed.sum())
@@ -156,16 +157,17 @@ def find_vetoes(
 
 
 def _told(sums: ShutterSums, shutters: Shutters) -> tuple[NDArray[np.bool_], Array]:
-    """``(slit, shutter)``: sky with pixels, outliers or not; and ``(slit, bin)``: what these
+    """``(slit, shutter)``: sky with pixels, outliers or not; and ``(bin, slit)``: what these
     shutters hold over the master, NaN where there are no pixels.
     """
-    told, ratio = [], []
+    told = np.zeros_like(shutters.sky)
+    ratio = zeros((sums.weight.shape[2], len(told)))
     for lot, some in shutters.lots():
         weight, excess = _with_far(sums, lot)
-        told.append(some.sky & (weight.sum(axis=2) > 0))
-        w, e = ((part * told[-1][:, :, None]).sum(axis=1) for part in (weight, excess))
-        ratio.append(np.where(w > 0, e / np.where(w > 0, w, 1.0), np.nan))
-    return np.concatenate(told), np.concatenate(ratio)
+        told[lot] = some.sky & (weight.sum(axis=2) > 0)
+        w, e = ((part * told[lot][:, :, None]).sum(axis=1) for part in (weight, excess))
+        ratio[:, lot] = np.where(w > 0, e / np.where(w > 0, w, 1.0), np.nan).T
+    return told, ratio
 
 
 def _with_far(sums: ShutterSums, lot: slice) -> tuple[Array, Array]:
@@ -175,8 +177,8 @@ def _with_far(sums: ShutterSums, lot: slice) -> tuple[Array, Array]:
 
 def _middle(ratio: Array) -> Array:
     """``(bin,)``: what the middle of all slits holds over the master."""
-    out = np.zeros(ratio.shape[1])
-    for b, values in enumerate(ratio.T):
+    out = np.zeros(len(ratio))
+    for b, values in enumerate(ratio):
         known = values[~np.isnan(values)]
         if known.size >= _LEAST:
             out[b] = _shorth(known)[0]
@@ -205,7 +207,7 @@ def _by_itself(
 
     ``(slit, choice, order)`` coefficients, their variances, and those expected beforehand, of
     polynomials that are orthogonal over what the slits tell: the first is the mean level. And
-    ``(slit, choice, bin)``, what is left of the bins, and its variance. Of slits that say anything.
+    ``(bin, slit, choice)``, what is left of the bins, and its variance. Of slits that say anything.
     """
     n = prior.size
     ridge = np.eye(n) / _FREE**2
@@ -217,11 +219,12 @@ def _by_itself(
     turn = np.linalg.cholesky(usual + ridge).T
     turn /= turn.diagonal()[:, None]
     value, variance = np.empty((2, len(whole), choices, n))
-    left, noise = np.empty((2, len(whole), choices, n_bins), dtype=np.float32)
+    left, noise = (zeros((n_bins, len(whole), choices), np.float32) for _ in range(2))
     at = 0
     for some in every():
         here = slice(at, at + len(some.keep))
-        data, right, left[here], noise[here] = _of_choices(some, own, n, choices)
+        data, right, *of_bins = _of_choices(some, own, n, choices)
+        left[:, here], noise[:, here] = (np.moveaxis(values, 2, 0) for values in of_bins)
         covariance = inverses(data + ridge)
         value[here] = (covariance @ right[..., None])[..., 0] @ turn.T
         variance[here] = np.square(turn @ np.linalg.cholesky(covariance)).sum(axis=3)
@@ -280,37 +283,48 @@ def _exposures(exposure: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(number >= _OF_EXPOSURE, exposure + 1, 0)
 
 
+def _worst(judged: Iterable[tuple[Array, Array]]) -> tuple[Array, Array, NDArray[np.int64]]:
+    """``(slit,)``: departure and score of the quantity that departs most, and which one it is."""
+    each = iter(judged)
+    departure, score = next(each)
+    which = np.zeros(score.size, dtype=np.int64)
+    for k, (away, z) in enumerate(each, start=1):
+        let_go()
+        more = z > score
+        departure[more], score[more], which[more] = away[more], z[more], k
+    return departure, score, which
+
+
 def _against_all(
-    value: Array,
-    variance: Array,
+    value: NDArray,
+    variance: NDArray,
     exposure: NDArray[np.int64],
-    expected: Array,
-    floor: Array,
+    expected: float,
+    floor: float,
     count: int,
     limit: float,
 ) -> tuple[Array, Array]:
-    """``(slit, quantity)``: departures from the middle of all slits, and their scores.
+    """``(slit,)``: departures of a quantity from the middle of all slits, and their scores.
 
-    Of ``value`` and ``variance (slit, choice, quantity)`` the first choice tells middle and width,
-    and the least departure of all choices counts.
+    Of ``value`` and ``variance (slit, choice)`` the first choice tells middle and width, and the
+    least departure of all choices counts.
     """
-    away, z = np.zeros((2, value.shape[0], value.shape[2]))
-    for k in range(value.shape[2]):
-        one, doubt = (np.ascontiguousarray(a[:, :, k], np.float64) for a in (value, variance))
-        first = one[:, 0]
-        none = ~np.isfinite(first + doubt[:, 0])
-        if (~none).sum() < _LEAST:
-            continue
-        out, order = none, np.argsort(first)
-        for _ in range(_ROUNDS):
-            middle = _middles(first, exposure, order[~out[order]])
-            off = (first - middle)[~out]
-            width = _width(off, doubt[~out, 0], expected[k], floor[k], count)
-            least_scores(one, doubt, middle, width, away[:, k], z[:, k])
-            now = none | (z[:, k] > limit)
-            if (now == out).all() or (~now).sum() < _LEAST:
-                break
-            out = now
+    one, doubt = (np.ascontiguousarray(a, np.float64) for a in (value, variance))
+    first = one[:, 0]
+    away, z = np.zeros((2, first.size))
+    none = ~np.isfinite(first + doubt[:, 0])
+    if (~none).sum() < _LEAST:
+        return away, z
+    out, order = none, np.argsort(first)
+    for _ in range(_ROUNDS):
+        middle = _middles(first, exposure, order[~out[order]])
+        off = (first - middle)[~out]
+        width = _width(off, doubt[~out, 0], expected, floor, count)
+        least_scores(one, doubt, middle, width, away, z)
+        now = none | (z > limit)
+        if (now == out).all() or (~now).sum() < _LEAST:
+            break
+        out = now
     return away, z
 
 
