@@ -200,7 +200,7 @@ def fit_master(
             leave_out=leave_out,
             most=max_groups,
             bad_slits=bad_slits,
-            memory=pixel_room(ds.sizes["slit"], grid.size) if memory is None else memory,
+            memory=pixel_room(ds.sizes["slit"]) if memory is None else memory,
             drift=drift,
         )
     if by is None:

@@ -184,14 +184,14 @@ def _of_one(ds: xr.Dataset, threads: int, memory: int | None, order: int) -> Pre
         base=BASE,
         data=0 if lazy else ds.nbytes,
         working=threads * _ARRAYS * chunk + _WAITING * 3 * chunk,
-        slits=tables_by_slit(n, spans),
+        slits=tables_by_slit(n),
         sums=max(added, model),
         kept=0,
         nods=nod_memory(ds, chunk, threads),
         threads=threads,
         chunk=chunk,
     )
-    room = pixel_room(n, spans)
+    room = pixel_room(n)
     if memory is not None:
         room = min(MOST_KEPT, max(memory - least.fit, 0))
     # Of packed pixels; what does not fit goes to a scratch file.

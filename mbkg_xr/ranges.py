@@ -57,10 +57,9 @@ def _of_slits(data: NDArray | da.Array, *, largest: bool) -> NDArray | da.Array:
     if not isinstance(data, da.Array):
         return _extreme(data, largest)
     whole = data.rechunk({1: -1, 2: -1})
-    ends = da.map_blocks(
+    return da.map_blocks(
         _extreme, whole, largest, dtype=data.dtype, drop_axis=[1, 2], meta=np.empty(0, data.dtype)
     )
-    return ends.rechunk(-1)
 
 
 def _extreme(block: NDArray, largest: bool) -> NDArray:

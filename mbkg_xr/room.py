@@ -22,22 +22,22 @@ MOST_KEPT = 2**30
 # What is kept between passes where no limit is stated: tables by slit, and packed pixels where they
 # leave room; few, as scratch files are nearly as fast.
 _KEPT = 2**27
-# Bytes a slit: scales and their covariances while they are solved for, and for each 16 spans what
-# shutters hold there (measured from 10^3 to 10^5 PRISM slits: 12e3 in all).
-_A_SLIT, _A_SLIT_AND_BIN = 8_500, 176
+# Bytes a slit: its coordinates, and what of its tables does not lie in files (measured from 10^4 to
+# 10^5 PRISM slits: 1.6e3).
+_A_SLIT = 2_500
 _LEFT = 2**30  # bytes, or a twentieth of the disk, that are left to others
 
 
-def tables_by_slit(n_slits: int, n_spans: int) -> int:
+def tables_by_slit(n_slits: int) -> int:
     """Bytes of what is known of each slit while the mixed model of the slits is solved."""
-    return n_slits * (_A_SLIT + _A_SLIT_AND_BIN * -(-n_spans // 16))
+    return n_slits * _A_SLIT
 
 
-def pixel_room(n_slits: int, n_spans: int) -> int:
+def pixel_room(n_slits: int) -> int:
     """Bytes of packed pixels that a process keeps between passes where no limit is stated."""
     if cluster() is not None:
         return MOST_KEPT
-    return max(_KEPT - tables_by_slit(n_slits, n_spans), 0)
+    return max(_KEPT - tables_by_slit(n_slits), 0)
 
 
 class NoRoom(Exception):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .background import apply_pixels
 from .schema import SLIT_IDENTITY
 from .spans import SpanGrid
+from .tables import let_go, lots, zeros
 from .terms import ProfileTable
 
 __all__ = ["SlitTerms", "profile_table", "ranks_in", "slit_terms", "used_pixels"]
@@ -81,9 +82,11 @@ class SlitTerms:
 
     def arrays(self, slits: NDArray) -> tuple:
         """Of some slits, what `mbkg_xr.background` takes."""
-        own = (self.scale, self.covariance, self.slope, self.own)
+        tables = (self.scale, self.covariance, self.slope, self.own)
+        own = [np.array(a[slits], dtype=np.float64, order="C") for a in tables]
+        let_go()
         return (
-            *(np.ascontiguousarray(a[slits], dtype=np.float64) for a in own),
+            *own,
             np.ascontiguousarray(self.basis.T), self.pedestal[slits], self.pedestal_shape,
             self.profile.stacked(), self.profile.place, self.profile.rows(self.kind[slits]),
             self.first_shutter, self.floor,
@@ -109,24 +112,24 @@ def slit_terms(ds: xr.Dataset, master: xr.Dataset, *, heldout: bool = False) -> 
     if "scale" in master:
         found = master["scale_without" if heldout else "scale"].values
         errors = master["scale_without_covariance" if heldout else "scale_covariance"].values
-        order = found.shape[-1]
-        shutters = master.sizes["shutter"]
-        own = np.full((n, shutters), float(master.attrs["shutter_spread"]) ** 2)
+        order, shutters = found.shape[-1], master.sizes["shutter"]
         rank = ranks_in(ds, master)
         known = rank >= 0
-        slope = np.zeros((n, shutters, order))
-        if not heldout:
-            found = np.repeat(found[:, None], shutters, axis=1)
-            errors = np.repeat(errors[:, None], shutters, axis=1)
-            found[..., 0] += master["shutter_level"].values
-            own[known] = master["shutter_level_variance"].values[rank[known]]
-            slope[known] = master["shutter_level_slope"].values[rank[known]]
-        scale = np.zeros((n, shutters, order))
-        spread = np.square(master["scale_spread"].values).sum(axis=0)
-        covariance = np.zeros((n, shutters, order, order)) + np.diag(spread)
-        scale[known], covariance[known] = found[rank[known]], errors[rank[known]]
-        whole = covariance[:, 0].copy()
-        whole[known] = master["scale_covariance"].values[rank[known]]
+        scale, slope = (zeros((n, shutters, order)) for _ in range(2))
+        covariance, whole = zeros((n, shutters, order, order)), zeros((n, order, order))
+        own = np.full((n, shutters), float(master.attrs["shutter_spread"]) ** 2)
+        spread = np.diag(np.square(master["scale_spread"].values).sum(axis=0))
+        for lot in lots(n):
+            mine, of = np.flatnonzero(known[lot]) + lot.start, rank[lot][known[lot]]
+            covariance[lot], whole[lot] = spread, spread
+            if not heldout:
+                scale[mine], covariance[mine] = found[of][:, None], errors[of][:, None]
+                scale[mine, :, 0] += master["shutter_level"].values[of]
+                own[mine] = master["shutter_level_variance"].values[of]
+                slope[mine] = master["shutter_level_slope"].values[of]
+            else:
+                scale[mine], covariance[mine] = found[of], errors[of]
+            whole[mine] = master["scale_covariance"].values[of]
         pedestal = np.where(known, master["pedestal"].values[rank], 0.0)
         shape = master["pedestal_shape"].values
         basis = legendre.legvander(master["phase"].values, order - 1)
@@ -157,10 +160,16 @@ def used_pixels(ds: xr.Dataset, master: xr.Dataset) -> NDArray[np.bool_]:
 
 def ranks_in(ds: xr.Dataset, master: xr.Dataset) -> NDArray[np.int64]:
     """Index of each slit among those of the master, -1 for strangers."""
+    if _are_alike(ds, master):
+        return np.arange(ds.sizes["slit"])
     theirs = zip(*(master[c].values.tolist() for c in SLIT_IDENTITY), strict=True)
     rank = {key: i for i, key in enumerate(theirs)}
     ours = zip(*(ds[c].values.tolist() for c in SLIT_IDENTITY), strict=True)
     return np.array([rank.get(key, -1) for key in ours], dtype=np.int64)
+
+
+def _are_alike(ds: xr.Dataset, master: xr.Dataset) -> bool:
+    return all(np.array_equal(ds[c].values, master[c].values) for c in SLIT_IDENTITY)
 
 
 def profile_table(master: xr.Dataset) -> ProfileTable:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import dask
@@ -17,7 +18,6 @@ import dask.multiprocessing
 import dask.threaded
 from dask.base import get_scheduler
 from dask.callbacks import Callback
-from dask.delayed import Delayed
 from dask.system import CPU_COUNT
 
 from .errors import ClusterError, StoreError
@@ -123,8 +123,9 @@ def completed(graph: Mapping, keys: Sequence[Hashable], *, local: bool = False) 
     client = None if local else cluster()
     if client is None:
         trim()  # what lies free in this thread cannot be used by those of dask
-        with _threads() as scheduler:
-            found = dask.compute(*[Delayed(key, graph) for key in keys], **scheduler)
+        # Not by `dask.compute`, which for so many results takes time and memory by their square.
+        with _threads() as get:
+            found = get(graph, list(keys))
         trim()
         yield from found
         return
@@ -170,7 +171,7 @@ def hold(
 
 
 @contextmanager
-def _threads() -> Iterator[dict[str, Any]]:
+def _threads() -> Iterator[Callable[[Mapping, list], Sequence[Any]]]:
     """What dask computes with where no cluster does: threads that end with the body.
 
     Those of dask's own pool would work on after one of them failed, and write where all has been
@@ -179,11 +180,11 @@ def _threads() -> Iterator[dict[str, Any]]:
     other = get_scheduler()
     known = (None, dask.threaded.get, dask.multiprocessing.get)  # its processes share no memory
     if cluster() is None and (other not in known or dask.config.get("pool", None) is not None):
-        yield {}
+        yield other or dask.threaded.get
         return
     pool = ThreadPoolExecutor(threads(), thread_name_prefix="mbkg_xr")
     try:
-        yield {"scheduler": "threads", "pool": pool}
+        yield partial(dask.threaded.get, pool=pool)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

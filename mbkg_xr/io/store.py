@@ -134,11 +134,13 @@ def write_group(ds: xr.Dataset, store: str | Path, group: str) -> None:
     """Write one dataset as a group of a store. Computes what is lazy, chunk by chunk."""
     ds = _with_plain_strings(ds.drop_encoding())
     pixels = [str(n) for n, v in ds.variables.items() if _is_pixels(v)]
-    ds = _replaced(ds, {n: v.load() for n, v in ds.variables.items() if n not in pixels})
-    arrays = {name: ds.variables[name].data for name in pixels}
+    beside = [str(n) for n, v in ds.variables.items() if pixels and _is_beside(v)]
+    later = [*pixels, *beside]
+    ds = _replaced(ds, {n: v.load() for n, v in ds.variables.items() if n not in later})
+    arrays, vectors = ({n: ds.variables[n].data for n in some} for some in (pixels, beside))
     length = chunk_length(list(arrays.values())) if pixels else 0
-    # All but the pixels; of them the metadata only.
-    ds = _replaced(ds, {name: _unwritten(ds.variables[name]) for name in pixels})
+    # All but the pixels and what is found from them; of these the metadata only.
+    ds = _replaced(ds, {name: _unwritten(ds.variables[name]) for name in later})
     inside = zarr_store(located(store))
     ds.to_zarr(
         inside,
@@ -154,7 +156,9 @@ def write_group(ds: xr.Dataset, store: str | Path, group: str) -> None:
     if pixels:
         made: Any = zarr.open_group(inside, path=group, mode="r+")
         every: Any = {"write_empty_chunks": True}
-        write_chunks(arrays, {name: made[name].with_config(every) for name in pixels})
+        targets = {name: made[name].with_config(every) for name in pixels}
+        for name, values in write_chunks(arrays, targets, beside=vectors).items():
+            made[name].with_config(every)[:] = values.astype(made[name].dtype, copy=False)
 
 
 def _is_pixels(variable: xr.Variable) -> bool:
@@ -162,6 +166,12 @@ def _is_pixels(variable: xr.Variable) -> bool:
     if variable.dims[:1] != ("slit",) or variable.ndim == 1 or variable.dtype.kind not in "fiub":
         return False
     return variable.chunks is not None or variable.dims[:3] in (PIXEL_DIMS, MOMENT_DIMS)
+
+
+def _is_beside(variable: xr.Variable) -> bool:
+    """Whether a variable is found from pixels, a number a slit."""
+    lazy = variable.chunks is not None
+    return lazy and variable.dims == ("slit",) and variable.dtype.kind in "fiub"
 
 
 def _unwritten(variable: xr.Variable) -> xr.Variable:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import dask.array as da
@@ -35,8 +36,12 @@ def chunk_length(arrays: Sequence[Any]) -> int:
 
 
 def write_chunks(
-    arrays: Mapping[str, Any], targets: Mapping[str, zarr.Array], *, first: int = 0
-) -> None:
+    arrays: Mapping[str, Any],
+    targets: Mapping[str, zarr.Array],
+    *,
+    first: int = 0,
+    beside: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, NDArray]:
     """Compute arrays chunk by chunk, all of them together, and write them. Computes.
 
     Parameters
@@ -47,8 +52,15 @@ def write_chunks(
         Where each of them goes, in chunks of one length along slits and whole along the others.
     first
         The slit of the targets that the arrays begin at, where a chunk does.
+    beside
+        Small arrays by name, ``(slit,)``, that are found from the same pixels.
+
+    Returns
+    -------
+    dict
+        `beside`, computed with the others.
     """
-    data = list(arrays.values())
+    data = [*arrays.values(), *beside.values()]
     length = next(iter(targets.values())).chunks[0]
     chunks, graph, keys = aligned(data, length=length)
     token = uuid.uuid4().hex
@@ -75,8 +87,8 @@ def write_chunks(
             sinks.append((f"write-{token}", start))
             graph[sinks[-1]] = (Call(_write), where, first + start, keys[begin:end], (cuts,))
     lazy = any(isinstance(a, da.Array) for a in data)
-    for _ in completed(fused(graph, sinks), sinks, local=not lazy):
-        pass
+    found = list(completed(fused(graph, sinks), sinks, local=not lazy))
+    return {name: np.concatenate(parts) for name, *parts in zip(beside, *found, strict=True)}
 
 
 def _whole(chunks: Sequence[int], length: int) -> bool:
@@ -88,10 +100,15 @@ def _write(
     start: int,
     blocks: Sequence[Sequence[NDArray]],
     cuts: Sequence[slice | None],
-) -> None:
-    for k, target in enumerate(targets):
+) -> list[NDArray]:
+    """Write arrays, and give those beside them."""
+
+    def taken(k: int) -> NDArray:
         parts = [b[k] if cut is None else b[k][cut] for b, cut in zip(blocks, cuts, strict=True)]
-        values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    for k, target in enumerate(targets):
+        values = taken(k)
         try:
             # xarray's bool is a small integer in Zarr.
             target[start : start + len(values)] = values.astype(target.dtype, copy=False)
@@ -101,3 +118,4 @@ def _write(
                 where=f"{target.store_path}, slits {start} to {start + len(values) - 1}",
                 found=f"{type(error).__name__}: {error}",
             ) from error
+    return [taken(k) for k in range(len(targets), len(blocks[0]))]
