@@ -134,6 +134,26 @@ def test_any_chunks_are_written_whole(lengths, tmp_path):
     xr.testing.assert_equal(back.compute(), ds)
 
 
+@pytest.mark.parametrize("lengths", [(5, 3, 7, 1), (4,) * 4])
+def test_what_is_found_from_pixels_is_written_beside_them(lengths, tmp_path, counted):
+    """In the same tasks, so that no pixel is read for it again."""
+    ds = mx.simulate_program(exposures=2, slits=8, background_slits=2, seed=2).load()
+    read = Counting(np.positive)
+    lazy = ds.chunk({"slit": lengths})
+    wavelength = lazy.wavelength.copy(
+        data=lazy.wavelength.data.map_blocks(read, meta=np.empty((0, 0, 0), np.float32))
+    )
+    lazy = mx.slit_ranges(lazy.assign_coords(wavelength=wavelength))
+    assert lazy.wavelength_max.chunks == (lengths,)
+    expected = mx.slit_ranges(ds)
+    read.calls = 0
+    mx.save(lazy, tmp_path / "r.zarr")
+    assert len(counted) == 1 and read.calls == len(lengths)
+    back = mx.open_program(tmp_path / "r.zarr")["prism-clear"].to_dataset()
+    assert isinstance(back.wavelength_max.data, np.ndarray)
+    xr.testing.assert_equal(back.compute(), expected)
+
+
 def test_aligned_takes_what_comes():
     a, b = da.zeros((10, 2, 2), chunks=(4, 1, 2)), da.ones((10, 2, 2), chunks=(5, 2, 2))
     chunks, graph, keys = aligned([a, b, np.full((10, 2, 2), 2.0)])

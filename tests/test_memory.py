@@ -84,12 +84,12 @@ print(int(peak) * 1024, predicted.total)
 
 
 def test_longer_spectra_and_a_drift_take_more():
-    """What a pass adds up goes by spans, and by the products of times."""
+    """What a pass adds up goes by spans, and by the products of times; tables by slit lie in files."""
     prism, grating = (
         mx.predict_memory(mx.simulate_program(exposures=4, slits=4, background_slits=2, grating=g))
         for g in ("PRISM", "G140H")
     )
-    assert grating.sums > 5 * prism.sums and grating.slits > 4 * prism.slits
+    assert grating.sums > 5 * prism.sums and grating.slits == prism.slits
     ds = _program(4)
     assert mx.predict_memory(ds, drift=mx.Drift(2)).sums > 3 * mx.predict_memory(ds).sums
     lies_here = mx.predict_memory(ds.compute())

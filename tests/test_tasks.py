@@ -2,6 +2,7 @@
 
 import threading
 import time
+import tracemalloc
 
 import dask
 import pytest
@@ -35,6 +36,18 @@ def test_nothing_runs_on_after_an_error():
     assert running[0] == 0
     alive = [t.name for t in threading.enumerate() if t.name.startswith("mbkg_xr")]
     assert not alive
+
+
+def test_many_tasks_take_memory_by_their_number():
+    """And not by its square, as dask's `compute` of as many results does."""
+    peaks = []
+    for n in (300, 300, 2400):  # the first time more is imported
+        graph, keys = _graph(int, n)
+        tracemalloc.start()
+        assert len(list(completed(graph, keys))) == n
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 16 * peaks[1]
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "sync", "processes", None])
