@@ -84,7 +84,7 @@ print(int(peak) * 1024, predicted.total)
 
 
 def test_longer_spectra_and_a_drift_take_more():
-    """What a pass adds up goes by spans, and by the products of times; tables by slit lie in files."""
+    """What a pass adds up goes by spans, and by the products of times; tables lie in files."""
     prism, grating = (
         mx.predict_memory(mx.simulate_program(exposures=4, slits=4, background_slits=2, grating=g))
         for g in ("PRISM", "G140H")
