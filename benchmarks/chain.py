@@ -130,14 +130,14 @@ def main():
 
     def chain():
         chosen = mx.select_background(ds).persist()  # as `mx.run` does
-        sweep(mx.residuals(mx.subtract(chosen, mx.fit_master(chosen))), RESULT)
+        sweep(mx.subtract(chosen, mx.fit_master(chosen), residual=True), RESULT)
 
     def subtract():
-        sweep(mx.residuals(mx.subtract(selected, master)), RESULT)
+        sweep(mx.subtract(selected, master, residual=True), RESULT)
 
     def plain():
         chosen = plain_select(ds)
-        sweep(mx.residuals(mx.subtract(chosen, plain_master(chosen))), RESULT)
+        sweep(mx.subtract(chosen, plain_master(chosen), residual=True), RESULT)
 
     times = in_turns(
         options.repeat,

@@ -79,12 +79,12 @@ def in_memory(exposures, repeat):
         return reduce_blocks(made, names, block, lambda a, b: a + b)
 
     def subtracted():
-        result = mx.residuals(mx.subtract(selected, master))
+        result = mx.subtract(selected, master, residual=True)
         return sweep(result, ["flux", "error", "background", "background_error", "residual"])
 
     def chain():
         chosen = mx.select_background(ds)
-        result = mx.residuals(mx.subtract(chosen, mx.fit_master(chosen)))
+        result = mx.subtract(chosen, mx.fit_master(chosen), residual=True)
         return sweep(result, ["flux", "error", "background", "background_error", "residual"])
 
     times = in_turns(
@@ -166,7 +166,7 @@ def graphs(slits, repeat):
                 reduce_blocks(chosen, [*COLUMNS, "selected"], lambda *a: 0, lambda a, b: a + b)
             laps["graph_pass"].append(time.process_time() - start)
             start = time.process_time()
-            result = mx.residuals(mx.subtract(chosen, master))
+            result = mx.subtract(chosen, master, residual=True)
             pixels = [name for name, v in result.variables.items() if v.dims == PIXEL_DIMS]
             arrays = {name: result[name].data for name in pixels}
             target = SimpleNamespace(chunks=(32,))
@@ -197,7 +197,7 @@ def one(store, out, cluster):
         selected = mx.select_background(ds)
         made = {}
         lap("fit", lambda: made.update(m=mx.fit_master(selected, memory=predicted.kept)))
-        result = mx.residuals(mx.subtract(selected, made["m"]))
+        result = mx.subtract(selected, made["m"], residual=True)
         lap("write", lambda: mx.save(result, out, overwrite=True))
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     # Not of getrusage: a child's begins at what its parent had.

@@ -37,8 +37,10 @@ def project_pixels(
 def subtract_pixels(
     wavelength, yrel, response, which, spans, masters, terms,
     flux, error, quality, bit, background, background_error, new_flux, new_error, new_quality,
+    residual,
 ):  # pragma: no cover - compiled  # fmt: skip
-    """The same, taken off: flux less background, the error of both, what has no background flagged.
+    """The same, taken off: flux less background, the error of both, what has no background flagged,
+    and the normalised residual where an array is given for it.
 
     One slit is put away before the next is begun.
     """
@@ -58,6 +60,8 @@ def subtract_pixels(
                 missing = np.isfinite(wavelength[s, i, j]) and not np.isfinite(b)
                 old = quality[s, i, j]
                 new_quality[s, i, j] = old | bit if missing else old
+            if residual.size:
+                ratio_pixels(new_flux[s, i], new_error[s, i], residual[s, i])
 
 
 @kernel

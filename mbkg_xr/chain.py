@@ -27,7 +27,7 @@ from .methods import other_methods
 from .models import BSpline, LogPolynomial, Template
 from .ranges import slit_ranges
 from .report import Section, write_pages
-from .residuals import compare, residuals
+from .residuals import compare
 from .schema import already_subtracted, refuse_subtracted
 from .select import Windows, select_background
 from .subtract import subtract
@@ -218,7 +218,7 @@ def run_tree(
                 on_pass=_prefixed(say, name),
             )
             say(f"{name}: subtracting")
-            write_group(slit_ranges(residuals(subtract(selected, master))), staging, name)
+            write_group(slit_ranges(subtract(selected, master, residual=True)), staging, name)
             write_group(master, staging, f"{name}/master")
             say(f"{name}: residuals")
             result = open_store(staging)[name].to_dataset()

@@ -23,7 +23,7 @@ def other_methods(
     selected = selected.assign_coords({k: result[k] for k in ("wavelength", "yrel")})
     held = None
     if "heldout_polynomial" in master:
-        held = residuals(subtract(selected, master, heldout=True))
+        held = subtract(selected, master, heldout=True, residual=True)
     return {"nods": residuals(subtract_nods(selected)), "heldout": held}
 
 

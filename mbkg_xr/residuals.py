@@ -10,7 +10,6 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from .background import ratio_pixels
 from .blocks import map_slits, reduce_blocks
 from .errors import DatasetError
 from .model_errors import sky_errors
@@ -27,7 +26,7 @@ from .schema import (
 )
 from .scores import STATISTICS, Sums
 from .spans import SpanGrid, span_grid
-from .subtract import before_subtraction
+from .subtract import before_subtraction, normalised
 
 __all__ = ["STATISTICS", "compare", "residuals", "sky_centres", "summarize_sky"]
 
@@ -75,17 +74,9 @@ def residuals(ds: xr.Dataset, *, master: xr.Dataset | None = None) -> xr.Dataset
             remedy="where headers are silent, name what subtracted them in coordinate `subtracted`",
         )
     error = ds["error"] if master is None else sky_errors(ds, master)
-    values = map_slits(_ratio, ds["flux"], ds["flux"].data, error.data, dtype=np.float32)
-    attrs = {"long_name": "normalised residual", "units": "1"}
+    out = normalised(ds, error)
     if master is not None:
-        attrs["errors"] = "of sky by the master"
-    return ds.assign(residual=(PIXEL_DIMS, values, attrs))
-
-
-def _ratio(flux: NDArray, error: NDArray) -> NDArray:
-    out = np.empty(flux.shape, dtype=np.float32)
-    flat = (np.ascontiguousarray(a).reshape(-1) for a in (flux, error))
-    ratio_pixels(*flat, out.reshape(-1))
+        out["residual"].attrs["errors"] = "of sky by the master"
     return out
 
 

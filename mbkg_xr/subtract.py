@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .background import subtract_pixels
+from .background import ratio_pixels, subtract_pixels
 from .blocks import map_slits
 from .errors import DatasetError
 from .kernels import kernel
@@ -25,11 +25,16 @@ from .quality import do_not_use
 from .schema import PIXEL_DIMS, refuse_subtracted
 from .skies import has_skies
 
-__all__ = ["before_subtraction", "subtract", "taken_off"]
+__all__ = ["before_subtraction", "normalised", "subtract", "taken_off"]
 
 
 def subtract(
-    ds: xr.Dataset, master: xr.Dataset, *, method: str = "exact", heldout: bool = False
+    ds: xr.Dataset,
+    master: xr.Dataset,
+    *,
+    method: str = "exact",
+    heldout: bool = False,
+    residual: bool = False,
 ) -> xr.Dataset:
     """Subtract the master background from every slit. Lazy.
 
@@ -41,6 +46,8 @@ def subtract(
         From `fit_master`.
     method, heldout
         As in `project_master`.
+    residual
+        Add the normalised residual as well, as `residuals` does: in the same visit of the pixels.
 
     Returns
     -------
@@ -67,30 +74,33 @@ def subtract(
     """
     refuse_subtracted(ds)
     if method == "exact" and not has_skies(master):
-        out = _exactly(ds, master, heldout)
+        out = _exactly(ds, master, heldout, residual)
     else:
         out = taken_off(ds, project_master(ds, master, method=method, heldout=heldout))
+        out = normalised(out, out["error"]) if residual else out
     out.attrs["background_method"] = "master (held out)" if heldout else "master"
     out.attrs |= identity(master)
     return out
 
 
-def _exactly(ds: xr.Dataset, master: xr.Dataset, heldout: bool) -> xr.Dataset:
+def _exactly(ds: xr.Dataset, master: xr.Dataset, heldout: bool, residual: bool) -> xr.Dataset:
     """Projected and taken off in one visit of the pixels."""
     check_master(ds, master)
     arrays, exact = exact_master(ds, master, heldout=heldout)
     old = ds["quality"]
-    flux, error, quality, *projected = map_slits(
+    flux, error, quality, *others = map_slits(
         _subtract_block,
         ds["flux"],
         *(ds[name].data for name in ("flux", "error", "quality")),
         *arrays,
-        dtype=(np.float32, np.float32, old.dtype, np.float32, np.float32),
+        dtype=(np.float32, np.float32, old.dtype, *[np.float32] * (3 if residual else 2)),
         bit=do_not_use(old),
         exact=exact,
+        residual=residual,
     )
-    out = ds.assign(named(projected, ds["flux"].attrs["units"]).data_vars)
-    return _with(out, ds, flux, error, quality)
+    out = ds.assign(named(others[:2], ds["flux"].attrs["units"]).data_vars)
+    out = _with(out, ds, flux, error, quality)
+    return _with_residual(out, others[2]) if residual else out
 
 
 def _subtract_block(
@@ -105,8 +115,10 @@ def _subtract_block(
     *,
     bit: int,
     exact: ExactMaster,
+    residual: bool,
 ) -> tuple[NDArray, ...]:
     made = [np.empty(flux.shape, dtype=np.float32) for _ in range(4)]
+    ratio = np.empty(flux.shape if residual else (0, 0, 0), dtype=np.float32)
     flags = np.empty(quality.shape, dtype=quality.dtype)
     place, data = (
         [np.ascontiguousarray(a) for a in some]
@@ -114,9 +126,27 @@ def _subtract_block(
     )
     subtract_pixels(
         *place, *exact.arguments(which, slits), *data, quality.dtype.type(bit),
-        made[2], made[3], made[0], made[1], flags,
+        made[2], made[3], made[0], made[1], flags, ratio,
     )  # fmt: skip
-    return made[0], made[1], flags, made[2], made[3]
+    return made[0], made[1], flags, made[2], made[3], *([ratio] if residual else [])
+
+
+def normalised(ds: xr.Dataset, error: xr.DataArray) -> xr.Dataset:
+    """With the residual over an error as a variable. Lazy."""
+    ratio = map_slits(_ratio, ds["flux"], ds["flux"].data, error.data, dtype=np.float32)
+    return _with_residual(ds, ratio)
+
+
+def _with_residual(ds: xr.Dataset, values: Any) -> xr.Dataset:
+    attrs = {"long_name": "normalised residual", "units": "1"}
+    return ds.assign(residual=(PIXEL_DIMS, values, attrs))
+
+
+def _ratio(flux: NDArray, error: NDArray) -> NDArray:
+    out = np.empty(flux.shape, dtype=np.float32)
+    flat = (np.ascontiguousarray(a).reshape(-1) for a in (flux, error))
+    ratio_pixels(*flat, out.reshape(-1))
+    return out
 
 
 def taken_off(ds: xr.Dataset, projected: xr.Dataset) -> xr.Dataset:

@@ -32,6 +32,18 @@ def test_wild_errors_stay_finite(real, real_master):
     np.testing.assert_array_equal(sub.error.values[wild], real.error.values[wild])
 
 
+@pytest.mark.parametrize("options", [{}, {"heldout": True}, {"method": "rebin2d"}])
+def test_residuals_of_the_same_visit(selected, master, options, tmp_path):
+    ds = selected.isel(slit=slice(0, 6))
+    both = mx.subtract(ds, master, residual=True, **options)
+    expected = mx.residuals(mx.subtract(ds, master, **options))
+    xr.testing.assert_identical(both.compute(), expected.compute())
+    xr.testing.assert_identical(
+        mx.subtract(ds.compute(), master, residual=True, **options), expected.compute()
+    )
+    assert np.isfinite(both.residual.values).any()
+
+
 def test_lazy_equals_eager(selected, master):
     xr.testing.assert_identical(
         mx.subtract(selected, master).compute(), mx.subtract(selected.compute(), master)
