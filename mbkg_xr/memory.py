@@ -143,7 +143,7 @@ def predict_memory(
         Slit datasets, which are worked on one after the other.
     memory
         Bytes allowed in all; what is left of them keeps pixels between passes, up to 1 GiB. None:
-        128 MiB are kept between passes, tables by slit first, then pixels.
+        64 MiB are kept between passes, tables by slit first, then pixels.
     drift
         As for `fit_master`.
 

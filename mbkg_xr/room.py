@@ -21,7 +21,7 @@ __all__ = ["MOST_KEPT", "NoRoom", "Room", "pixel_room", "tables_by_slit"]
 MOST_KEPT = 2**30
 # What is kept between passes where no limit is stated: tables by slit, and packed pixels where they
 # leave room; few, as scratch files are nearly as fast.
-_KEPT = 2**27
+_KEPT = 2**26
 # Bytes a slit: its coordinates, and what of its tables does not lie in files (measured from 10^4 to
 # 10^5 PRISM slits: 1.6e3).
 _A_SLIT = 2_500
