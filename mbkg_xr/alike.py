@@ -48,11 +48,11 @@ def gathered(arrays: Sequence[da.Array]) -> tuple[dict, list[Hashable]]:
     one = min(1, n - 1)
     outputs = [_place(array, one) for array in arrays]
     found = _of_one_chunk(layers, needs, outputs, one)
-    tasks = {key: task for name in reversed(found) for key, task in found[name].items()}
+    tasks = _ordered({k: task for of in found.values() for k, task in of.items()}, outputs)
     needed = [*outputs, *(key for task in tasks.values() for key in task.dependencies)]
     loose = tuple(dict.fromkeys(key for key in needed if key not in tasks))
     graph: dict = {}
-    for name in layers.keys() - found.keys():
+    for name in (name for name in layers if name not in found):
         graph.update(layers[name])
     token = uuid.uuid4().hex
     # A cluster's workers are sent it once, and not with each task.
@@ -82,7 +82,7 @@ def follow(tasks: Mapping, known: dict, wanted: Sequence[Hashable]) -> list[Any]
     """Run tasks (of dask's own kind) in their order; what is wanted of them, and of what is known.
 
     What `dask.get` would do, but for the finding of an order, which takes longer than all else. A
-    result is let go of after its last use.
+    result of these tasks is let go of after its last use.
     """
     uses = Counter(key for task in tasks.values() for key in task.dependencies)
     uses.update(wanted)
@@ -101,9 +101,7 @@ def follow(tasks: Mapping, known: dict, wanted: Sequence[Hashable]) -> list[Any]
 def _of_one_chunk(
     layers: Mapping, needs: Mapping, outputs: Sequence[_Key], one: int
 ) -> dict[str, dict]:
-    """The tasks of one chunk in each layer that goes chunk by chunk, the last ones first; of those
-    only that nothing else needs.
-    """
+    """The tasks of one chunk in each layer that goes chunk by chunk, and that no other needs."""
     after: dict[str, set[str]] = {name: set() for name in layers}
     for name, needed in needs.items():
         for other in needed:
@@ -125,6 +123,21 @@ def _of_one_chunk(
     return found
 
 
+def _ordered(tasks: Mapping, outputs: Sequence[_Key]) -> dict:
+    """Tasks in an order in which each is used as soon as it can be: depth first."""
+    out: dict = {}
+    stack = [key for key in reversed(outputs) if key in tasks]
+    while stack:
+        needed = tasks[stack[-1]].dependencies
+        left = sorted((key for key in needed if key in tasks and key not in out), key=str)
+        if left:
+            stack.extend(left)
+        else:
+            key = stack.pop()
+            out[key] = tasks[key]
+    return out
+
+
 def _of_chunk(layer: Any, keys: set[_Key], one: int) -> dict | None:
     """The tasks of a layer that give keys of one chunk; None if it does not go chunk by chunk."""
     if not isinstance(layer, Blockwise) or layer.io_deps or len(keys) != 1:
@@ -143,7 +156,10 @@ def _only(layer: Blockwise, key: Any) -> Any:
 
 
 def _moved(key: Any, one: int, i: int) -> Hashable:
-    """The key of one chunk, of chunk `i`: what is the same for all is so for this one, too."""
+    """A key of the chunk `one`, of chunk `i` instead.
+
+    What is the same for all chunks stays: `_of_chunk` compares with chunk 0 which keys those are.
+    """
     if not isinstance(key, tuple) or len(key) < 2 or key[1] != one:
         return key
     return (key[0], i, *key[2:])

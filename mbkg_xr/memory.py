@@ -37,8 +37,6 @@ _WAITING = 8
 #: product with time.
 _A_SPAN, _A_PRODUCT = 8_200, 64 * 12 * 8
 _OF_LOT = 2**19  # pixels that are added up in one lot, nearly
-#: Share of the tables by slit that is left after the fit.
-_LEFT = 0.6
 
 
 def parse_bytes(text: str | int) -> int:
@@ -77,7 +75,7 @@ class Prediction:
     working
         Of chunks being worked on.
     slits
-        Of tables by slit, while the mixed model of the slits is solved.
+        Of what is known of slits, beside tables in scratch files.
     sums
         Of what passes add up, or of the model's covariance, whichever is more.
     kept
@@ -108,7 +106,7 @@ class Prediction:
     @property
     def total(self) -> int:
         """The most that is held at a time, in bytes: in the fit, or as it is compared with nods."""
-        return max(self.fit, self._always + int(_LEFT * self.slits) + self.nods)
+        return max(self.fit, self._always + self.slits + self.nods)
 
     @property
     def _always(self) -> int:
@@ -143,7 +141,7 @@ def predict_memory(
         Slit datasets, which are worked on one after the other.
     memory
         Bytes allowed in all; what is left of them keeps pixels between passes, up to 1 GiB. None:
-        64 MiB are kept between passes, tables by slit first, then pixels.
+        64 MiB are kept between passes: of slits first, then pixels.
     drift
         As for `fit_master`.
 

@@ -158,14 +158,17 @@ def _veto(shutters: Shutters, means: Hierarchy, own: Own, limit: float) -> None:
 
 
 def _excess(shutters: Shutters, means: Hierarchy, own: Own, rows: NDArray[np.int64]) -> Array:
-    """``(row, z)``: level of each shutter over what its slit's others say, in its errors."""
+    """``(row, z)``: level of each shutter over what its slit's others say, in its errors; of some
+    rows, which rise.
+    """
     mean, tau = means.mean(), means.tau[1]
     out = []
     for lot in lots(len(mean)):
         some = rows[slice(*np.searchsorted(rows, [lot.start, lot.stop]))]
         if some.size:
-            part = shutters.part(some)
-            out.append(part.excess_over(*_without_each(part, own, mean[some], None, tau), own))
+            which = lot if some.size == lot.stop - lot.start else some
+            part = shutters.part(which)
+            out.append(part.excess_over(*_without_each(part, own, mean[which], None, tau), own))
     return np.concatenate(out)
 
 

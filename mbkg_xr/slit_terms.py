@@ -112,6 +112,13 @@ def slit_terms(ds: xr.Dataset, master: xr.Dataset, *, heldout: bool = False) -> 
     if "scale" in master:
         found = master["scale_without" if heldout else "scale"].values
         errors = master["scale_without_covariance" if heldout else "scale_covariance"].values
+        level, of_level, of_scale, together = (
+            master[name].values
+            for name in (
+                "shutter_level", "shutter_level_variance", "shutter_level_slope",
+                "scale_covariance",
+            )
+        )  # fmt: skip
         order, shutters = found.shape[-1], master.sizes["shutter"]
         rank = ranks_in(ds, master)
         known = rank >= 0
@@ -124,12 +131,11 @@ def slit_terms(ds: xr.Dataset, master: xr.Dataset, *, heldout: bool = False) -> 
             covariance[lot], whole[lot] = spread, spread
             if not heldout:
                 scale[mine], covariance[mine] = found[of][:, None], errors[of][:, None]
-                scale[mine, :, 0] += master["shutter_level"].values[of]
-                own[mine] = master["shutter_level_variance"].values[of]
-                slope[mine] = master["shutter_level_slope"].values[of]
+                scale[mine, :, 0] += level[of]
+                own[mine], slope[mine] = of_level[of], of_scale[of]
             else:
                 scale[mine], covariance[mine] = found[of], errors[of]
-            whole[mine] = master["scale_covariance"].values[of]
+            whole[mine] = together[of]
         pedestal = np.where(known, master["pedestal"].values[rank], 0.0)
         shape = master["pedestal_shape"].values
         basis = legendre.legvander(master["phase"].values, order - 1)

@@ -53,7 +53,8 @@ def subtract(
     -------
     xarray.Dataset
         The dataset with ``flux`` subtracted, ``error`` the root of the sum of the squares of the
-        pixel's own error and the background's, ``background`` and ``background_error`` added.
+        pixel's own error and the background's, ``background`` and ``background_error`` added, and
+        ``residual`` where asked for.
         Where there is no background, flux is NaN and ``quality`` has DO_NOT_USE set: in-slit
         pixels that are flagged for this reason are those whose ``background`` is NaN.
 

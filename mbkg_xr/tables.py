@@ -15,6 +15,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -34,8 +35,8 @@ _lock = threading.Lock()
 def zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float64) -> NDArray:
     """An array of zeros, in a scratch file of its own where it is large.
 
-    The file has no name, and ends with the array. Without room for it the array is in memory, with
-    a warning.
+    The file has no name, and ends with the array; processes that are forked share it. Where it
+    cannot be made the array is in memory, with a warning.
 
     Examples
     --------
@@ -68,9 +69,9 @@ def _take_room(file: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
         return
-    block = bytes(2**20)
-    for place in range(0, size, len(block)):
-        os.pwrite(file, block[: size - place], place)
+    block, place = bytes(2**20), 0
+    while place < size:
+        place += os.pwrite(file, block[: size - place], place)
 
 
 def let_go() -> None:
@@ -80,7 +81,8 @@ def let_go() -> None:
     with _lock:
         maps = list(_maps)
     for mapped in maps:
-        mapped.madvise(mmap.MADV_DONTNEED)
+        with suppress(OSError):  # where the system must keep it
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def lots(n: int) -> Iterator[slice]:

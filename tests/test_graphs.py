@@ -1,6 +1,7 @@
 """One task a chunk: the same numbers as dask's own graphs give, from few tasks."""
 
 from collections import Counter
+from functools import partial
 
 import dask
 import dask.array as da
@@ -222,6 +223,25 @@ def test_what_chunks_share_is_made_once(names):
     for blocks, values in zip(found, expected, strict=True):
         np.testing.assert_array_equal(np.concatenate(blocks), values)
     assert shared.calls == (0 if names == {"as_it_is"} else 4)
+
+
+def test_what_is_read_is_used_at_once():
+    """And not after all else is read, which would be held until then."""
+    place = da.from_array(np.ones((6, 2, 2)), chunks=(2, 2, 2))
+    log = []
+
+    def step(what, block):
+        log.append(what)
+        return block + 1
+
+    arrays = [
+        place.map_blocks(partial(step, f"read {i}"), dtype=float, meta=np.empty((0, 0, 0)))
+        .map_blocks(partial(step, f"use {i}"), dtype=float, meta=np.empty((0, 0, 0)))
+        for i in range(3)
+    ]  # fmt: skip
+    graph, keys = gathered(arrays)
+    dask.get(fused(graph, keys), keys[2])
+    assert log == [f"{what} {i}" for i in range(3) for what in ("read", "use")]
 
 
 def test_what_all_chunks_share_is_no_part_of_each():

@@ -134,7 +134,8 @@ def write_group(ds: xr.Dataset, store: str | Path, group: str) -> None:
     """Write one dataset as a group of a store. Computes what is lazy, chunk by chunk."""
     ds = _with_plain_strings(ds.drop_encoding())
     pixels = [str(n) for n, v in ds.variables.items() if _is_pixels(v)]
-    beside = [str(n) for n, v in ds.variables.items() if pixels and _is_beside(v)]
+    lazy = any(ds.variables[name].chunks is not None for name in pixels)
+    beside = [str(n) for n, v in ds.variables.items() if lazy and _is_beside(v)]
     later = [*pixels, *beside]
     ds = _replaced(ds, {n: v.load() for n, v in ds.variables.items() if n not in later})
     arrays, vectors = ({n: ds.variables[n].data for n in some} for some in (pixels, beside))
@@ -170,8 +171,8 @@ def _is_pixels(variable: xr.Variable) -> bool:
 
 def _is_beside(variable: xr.Variable) -> bool:
     """Whether a variable is found from pixels, a number a slit."""
-    lazy = variable.chunks is not None
-    return lazy and variable.dims == ("slit",) and variable.dtype.kind in "fiub"
+    numbers = variable.chunks is not None and variable.dtype.kind in "fiub"
+    return numbers and variable.dims == ("slit",)
 
 
 def _unwritten(variable: xr.Variable) -> xr.Variable:

@@ -118,4 +118,4 @@ def _write(
                 where=f"{target.store_path}, slits {start} to {start + len(values) - 1}",
                 found=f"{type(error).__name__}: {error}",
             ) from error
-    return [taken(k) for k in range(len(targets), len(blocks[0]))]
+    return [np.array(taken(k)) for k in range(len(targets), len(blocks[0]))]
