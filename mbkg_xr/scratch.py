@@ -11,12 +11,13 @@ import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import dask
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Scratch", "scratch_folder"]
+__all__ = ["Scratch", "nameless_file", "scratch_folder"]
 
 _USUAL = Path("/var/tmp")
 
@@ -30,6 +31,17 @@ def scratch_folder() -> str:
     if chosen:
         return str(chosen)
     return str(_USUAL) if os.access(_USUAL, os.W_OK) else tempfile.gettempdir()
+
+
+def nameless_file(folder: str) -> IO[bytes]:
+    """A file that nothing stays of, however the program ends.
+
+    Raises
+    ------
+    OSError
+        Where it cannot be made.
+    """
+    return tempfile.TemporaryFile(prefix="mbkg-xr-", dir=folder)
 
 
 class Scratch:
@@ -47,7 +59,7 @@ class Scratch:
     """
 
     def __init__(self, folder: str):
-        self._file = tempfile.TemporaryFile(prefix="mbkg-xr-", dir=folder)  # noqa: SIM115
+        self._file = nameless_file(folder)
         self._end = 0
         self._lock = threading.Lock()
 

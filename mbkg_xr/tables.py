@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import tempfile
 import threading
 import warnings
 import weakref
@@ -20,7 +19,7 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .scratch import scratch_folder
+from .scratch import nameless_file, scratch_folder
 
 __all__ = ["LOT", "let_go", "lots", "zeros"]
 
@@ -49,7 +48,7 @@ def zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float64) -> NDArray:
         return np.zeros(shape, dtype)
     folder = scratch_folder()
     try:
-        with tempfile.TemporaryFile(prefix="mbkg-xr-", dir=folder) as file:
+        with nameless_file(folder) as file:
             _take_room(file.fileno(), size)
             mapped = mmap.mmap(file.fileno(), size)
     except OSError as error:
